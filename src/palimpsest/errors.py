@@ -1,0 +1,69 @@
+"""The errors that a user of Palimpsest meets.
+
+Every one of them derives from `PalimpsestError`, says which value was wrong, what was expected, and what to do about it.
+The command line prints the message without a traceback and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class PalimpsestError(Exception):
+    """Base of all errors that the library raises on purpose.
+
+    Args:
+        problem: what is wrong, naming the value and what was expected.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem} {remedy}".strip() if remedy else problem)
+
+
+class InputError(PalimpsestError, ValueError):
+    """A value of the wrong shape, type or range."""
+
+
+class CapabilityError(PalimpsestError):
+    """A door to a model was asked for something that it cannot give (weights, log-probs, text)."""
+
+
+class ContextOverflowError(InputError):
+    """A sequence is longer than the model's context."""
+
+
+class NonFiniteError(PalimpsestError):
+    """A model returned NaN or infinite logits."""
+
+
+class ModelNotFoundError(PalimpsestError, FileNotFoundError):
+    """A model name that is neither known, nor a folder, nor reachable."""
+
+
+class EndpointError(PalimpsestError, ConnectionError):
+    """An endpoint is down, refuses, or answers what the protocol does not allow."""
+
+
+class CorpusError(PalimpsestError, ValueError):
+    """A corpus that cannot be read: empty, undecodable, truncated."""
+
+
+class IndexCorruptError(PalimpsestError):
+    """An index whose files do not match its manifest."""
+
+
+class IndexVersionError(PalimpsestError):
+    """An index written in another format version."""
+
+
+class TokenizerMismatchError(InputError):
+    """Two things that must share a tokenizer do not."""
+
+
+class StorageError(PalimpsestError, OSError):
+    """No space, no permission, or a path that is not what it should be."""
+
+
+class MissingDependencyError(PalimpsestError, ImportError):
+    """An optional package is not installed."""
