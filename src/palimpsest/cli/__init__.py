@@ -1,1 +1,114 @@
+"""The command line: `palimpsest VERB …`, one file per verb, nothing here but the list of verbs and how errors are shown.
 
+A verb's module is imported only when the verb is used, so that `palimpsest --help` answers at once. A verb is either a function
+(one command) or a `typer.Typer` (a group of commands). An error of the library ends with exit code 2 and a message on stderr
+that says what to do; with `--json` the same is also one JSON object on stdout. Ctrl-C ends with 130: finished work is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from palimpsest.errors import PalimpsestError
+
+INTERRUPTED = "interrupted: finished work is kept; run the same command again to continue."
+
+# verb: (module, function or Typer app in it, one line of help)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "audit": ("palimpsest.cli.audit", "audit", "Audit a model for what it remembers of a corpus; without arguments, the demonstration."),
+    "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
+    "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
+    "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
+    "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
+    "lab": ("palimpsest.cli.lab", "app", "Train the planted twin models: the laboratory."),
+    "systems": ("palimpsest.cli.systems", "systems", "The catalogue of 119 published systems and how far each is."),
+    "reproduce": ("palimpsest.cli.reproduce", "reproduce", "Check the claims of systems and write the results."),
+}
+
+
+class VerbGroup(TyperGroup):
+    """A command group that knows its verbs by name and imports one when it is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # what the help page and the suggestions after a typing error need: names and one line each, nothing imported
+        self.commands = {name: TyperCommand(name, help=line) for name, (_, _, line) in VERBS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that is to be run, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_verb(name) if command else None, rest
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remembers whether the answer, and so an error, is wanted as JSON."""
+        ctx.obj = {"json": "--json" in args}
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb; errors of the library become a message and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except PalimpsestError as error:
+            show_error(error, as_json=ctx.obj["json"])
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from error
+
+
+def load_verb(name: str) -> Any:
+    """The command of a verb, imported from its module."""
+    module, attribute, line = VERBS[name]
+    verb = getattr(import_module(module), attribute)
+    if isinstance(verb, typer.Typer):
+        group = typer.main.get_group(verb)
+        group.help = group.help or line
+        return group
+    app = typer.Typer(add_completion=False)
+    app.command(name)(verb)
+    return typer.main.get_command(app)
+
+
+def show_error(error: PalimpsestError, *, as_json: bool) -> None:
+    """Prints `error: problem remedy` on stderr and, if asked for, the error as JSON on stdout."""
+    if as_json:
+        value = {"error": {"type": type(error).__name__, "problem": error.problem, "remedy": error.remedy}}
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(f"error: {error}", err=True)
+
+
+app = typer.Typer(cls=VerbGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the version and exits."""
+    if wanted:
+        from palimpsest import __version__
+
+        typer.echo(f"palimpsest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=print_version, is_eager=True),
+) -> None:
+    """Measure what a language model remembers, trace it to its source, guard what it gives away."""
+
+
+def main() -> None:
+    """Entry point of the command `palimpsest`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a corpus holds any character; a narrow terminal must not end the run
+            stream.reconfigure(errors="replace")
+    app()
+
+
+if __name__ == "__main__":
+    main()
