@@ -1,0 +1,165 @@
+"""Continuations through transformers' own `generate`: greedy, sampling with a stream of numbers per row, beam search.
+
+Sampling draws by inversion: the chain of logits processors ends in one that looks up a uniform number in the cumulative
+distribution and leaves a single admissible id. Each (prefix, continuation) owns a generator seeded with (seed, prefix,
+continuation), so a continuation does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from palimpsest.errors import InputError, NonFiniteError
+from palimpsest.models.base import Progress, Sampler
+from palimpsest.models.batching import batches_by_length, pad
+from palimpsest.models.token_scores import warpers
+
+MAX_ROWS = 64  # more rows at once gain nothing on the hardware that we know
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to continue: see `LanguageModel.generate` for the fields.
+
+    Raises:
+        InputError: numbers out of range, or a combination that means nothing.
+    """
+
+    sampler: Sampler
+    max_new_tokens: int
+    n: int = 1
+    num_beams: int = 1
+    seed: int = 0
+    processors: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "n", "num_beams"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"{name} is {value!r}.", "Give an integer of at least 1.")
+        if self.num_beams > 1 and self.sampler.temperature != 0:
+            raise InputError(
+                f"Beam search was asked for with temperature {self.sampler.temperature:g}.", "Give temperature 0, or num_beams 1."
+            )
+        if self.num_beams > 1 and self.n > self.num_beams:
+            raise InputError(f"{self.n} continuations were asked of {self.num_beams} beams.", "Give at least as many beams.")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}.", "Give an integer >= 0.")
+
+
+def continue_rows(
+    model: PreTrainedModel,
+    rows: Sequence[np.ndarray],
+    decoding: Decoding,
+    stop_ids: Sequence[int],
+    batch_tokens: int,
+    progress: Progress | None = None,
+) -> list[list[np.ndarray]]:
+    """For each row (BOS already in front) its `n` continuations, without the row and without what ends them.
+
+    Rows of different length share a batch with padding on the left, masked and skipped by the position ids.
+
+    Raises:
+        NonFiniteError: the model returned NaN.
+    """
+    sampling = decoding.sampler.temperature != 0
+    copies = decoding.n if sampling else 1  # greedy continuations are all equal: made once
+    width = copies * decoding.num_beams
+    out: list[list[np.ndarray]] = [[] for _ in rows]
+    done = 0
+    lengths = [(len(row) + decoding.max_new_tokens) * width for row in rows]
+    for batch in batches_by_length(lengths, 8 * batch_tokens, max(1, MAX_ROWS // width)):
+        members = [rows[i] for i in batch]
+        sequences = _generate_batch(model, members, batch, decoding, stop_ids, copies)
+        for index, number in enumerate(batch):
+            found = [_until_stop(row, stop_ids) for row in sequences[index]]
+            out[number] = found if sampling or decoding.num_beams > 1 else [found[0].copy() for _ in range(decoding.n)]
+        done += len(batch)
+        if progress:
+            progress(done, len(rows))
+    return out
+
+
+def _generate_batch(
+    model: PreTrainedModel, rows: list[np.ndarray], numbers: list[int], decoding: Decoding, stop_ids: Sequence[int], copies: int
+) -> np.ndarray:
+    """New ids (rows, continuations, time)."""
+    repeated = [row for row in rows for _ in range(copies)]
+    ids, mask, _ = pad(repeated, "left", model.device)
+    returned = decoding.n if decoding.num_beams > 1 else 1
+    chain: list[Any] = [_RequireFinite(numbers, copies * decoding.num_beams, ids.shape[1]), *decoding.processors]
+    if decoding.sampler.temperature != 0:
+        owners = [(decoding.seed, number, copy) for number in numbers for copy in range(copies)]
+        chain += [*warpers(decoding.sampler), _DrawByInversion(owners)]
+    for processor in decoding.processors:
+        if hasattr(processor, "start_batch"):
+            processor.start_batch([len(row) for row in rows], int(ids.shape[1]))
+    config = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        num_beams=decoding.num_beams,
+        num_return_sequences=returned,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=stop_ids[0] if stop_ids else 0,
+        bos_token_id=None,
+    )
+    with _only(model, config), torch.inference_mode():
+        sequences = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(chain)
+        )
+    new = sequences[:, ids.shape[1] :].cpu().numpy()
+    return new.reshape(len(rows), -1, new.shape[1])
+
+
+@contextlib.contextmanager
+def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Hides the model's own generation settings, which transformers would merge in (repetition penalties, samplers, EOS)."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _until_stop(ids: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+    ends = np.flatnonzero(np.isin(ids, np.asarray(stop_ids, dtype=np.int64)))
+    return (ids[: ends[0]] if len(ends) else ids).astype(np.int64)
+
+
+class _RequireFinite(LogitsProcessor):
+    """Raises `NonFiniteError` as soon as a row has no finite greatest logit."""
+
+    def __init__(self, numbers: Sequence[int], repeats: int, width: int) -> None:
+        self.numbers, self.repeats, self.width = numbers, repeats, width
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        finite = torch.isfinite(scores.amax(dim=-1))
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0]) // self.repeats
+            raise NonFiniteError(
+                f"The logits are not finite for prefix {self.numbers[row]}, new token {input_ids.shape[1] - self.width}.",
+                "Check the weights for NaN, or load the model in float32.",
+            )
+        return scores
+
+
+class _DrawByInversion(LogitsProcessor):
+    """Draws one id a row from softmax(scores), each row with its own generator, and admits only that id."""
+
+    def __init__(self, owners: Sequence[tuple[int, int, int]]) -> None:
+        self.generators = [np.random.Generator(np.random.PCG64(owner)) for owner in owners]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        uniform = torch.tensor([generator.random() for generator in self.generators], dtype=torch.float64, device=scores.device)
+        cumulative = scores.double().softmax(dim=-1).cumsum_(dim=-1)
+        # side="right" lands on the first id whose cumulative probability exceeds the number: never on an id of probability 0.
+        drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn.clamp_(max=scores.shape[-1] - 1), 0.0)

@@ -1,0 +1,281 @@
+"""The door to any causal language model of transformers: a folder, a hub id, or a model that is already in memory.
+
+Scoring is teacher-forced: ids right-padded, attention mask and position ids explicit, one forward pass a batch. The
+language-model head, often half the work, is applied only to the positions that are scored: a hook in front of it picks their
+hidden states. Whether a model's logits at a position depend on nothing but that position's hidden state (true of a plain head, of
+soft-capped and scaled ones) is tried out on a few ids first; where it is not so, the full logits are computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from palimpsest.errors import InputError, NonFiniteError
+from palimpsest.models.base import LanguageModel, Progress, Sampler, Scores
+from palimpsest.models.batching import batches_by_length, check_rows, pad
+from palimpsest.models.decoding import Decoding, continue_rows
+from palimpsest.models.token_scores import NonFiniteLogits, token_scores
+from palimpsest.tokenizer import Tokenizer
+
+BOS_POLICIES = ("auto", "always", "never")
+UNLIMITED_CONTEXT = 1 << 30  # for models without position limit
+
+
+class HFModel(LanguageModel):
+    """A transformers causal language model.
+
+    Args:
+        model: any transformers model with a language-model head; put into evaluation mode, otherwise left as it is.
+        tokenizer: its tokenizer.
+        name: what to call it; by default the name of its configuration.
+        batch_tokens: the most padded tokens in one forward pass; by default 1024 on a processor, 16384 on a GPU.
+        bos: "auto" prepends BOS where the tokenizer itself would, "always", or "never".
+        door: how the model came in, "hf" or "gguf".
+
+    Raises:
+        InputError: an unknown BOS policy, "always" without a BOS id, batch_tokens < 1, or a tokenizer larger than the model's vocabulary.
+
+    Example:
+        >>> model = HFModel(LlamaForCausalLM(config), tokenizer)      # doctest: +SKIP
+        >>> model.score([tokenizer.encode("In the beginning")]).logprobs[0]   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        name: str | None = None,
+        batch_tokens: int | None = None,
+        bos: str = "auto",
+        door: str = "hf",
+    ) -> None:
+        if bos not in BOS_POLICIES:
+            raise InputError(f"bos is {bos!r}.", f"Choose one of {', '.join(BOS_POLICIES)}.")
+        if bos == "always" and tokenizer.bos_id is None:
+            raise InputError("bos is 'always', but the tokenizer has no BOS id.", "Give a Tokenizer with bos_id, or bos='never'.")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}.", "Give at least 1.")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.door = door
+        self.capabilities = frozenset({"weights", "logprobs", "text"})
+        self.device = model.device
+        self.batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else 16384)
+        self.prepends_bos = bos == "always" or (bos == "auto" and tokenizer.adds_bos and tokenizer.bos_id is not None)
+        config = model.config.get_text_config()
+        self.context_length = int(getattr(config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+        self._arguments = frozenset(inspect.signature(model.forward).parameters)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """SHA-256 over name, type, shape and bytes of every parameter, sorted by name."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            value = parameter.detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def score(
+        self,
+        batch_ids: Sequence[Sequence[int] | np.ndarray],
+        *,
+        start: int | Sequence[int] = 1,
+        moments: bool = False,
+        samplers: Sequence[Sampler] = (),
+        progress: Progress | None = None,
+    ) -> Scores:
+        """See `LanguageModel.score`."""
+        rows = self._check(batch_ids)
+        starts = _starts(start, rows)
+        empty: list[Any] = [None] * len(rows)
+        scores = Scores(
+            list(empty), list(empty), list(empty) if moments else None, list(empty) if moments else None, {s: list(empty) for s in samplers}
+        )
+        done = 0
+        for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
+            self._score_batch([rows[i] for i in batch], [starts[i] for i in batch], batch, scores, moments, samplers)
+            done += len(batch)
+            if progress:
+                progress(done, len(rows))
+        return scores
+
+    def _score_batch(
+        self, rows: list[np.ndarray], starts: list[int], numbers: list[int], scores: Scores, moments: bool, samplers: Sequence[Sampler]
+    ) -> None:
+        counts = [len(row) - first for row, first in zip(rows, starts, strict=True)]
+        targets = np.concatenate([row[first:] for row, first in zip(rows, starts, strict=True)])
+        # The logits for the id at position t stand at position t - 1 of the row, one later when BOS is in front; the last id is
+        # never read, so it is not fed. A row of one id, never scored, is fed whole.
+        inputs = [row[: max(1, len(row) - 1)] for row in rows]
+        fed = [self._with_bos(row) for row in inputs]
+        width = max(len(row) for row in fed)
+        offset = int(self.prepends_bos) - 1
+        chosen = [index * width + np.arange(first, len(row)) + offset for index, (row, first) in enumerate(zip(rows, starts, strict=True))]
+        found = None
+        if len(targets):
+            logits = self._logits(fed, torch.from_numpy(np.concatenate(chosen)).to(self.device))
+            try:
+                found = token_scores(logits, torch.from_numpy(targets).to(self.device), moments=moments, samplers=samplers)
+            except NonFiniteLogits as error:
+                ends = np.cumsum(counts)
+                row = int(np.searchsorted(ends, error.index, side="right"))
+                position = starts[row] + error.index - int(ends[row] - counts[row])
+                raise NonFiniteError(
+                    f"{self.name} returned logits that are not finite for row {numbers[row]}, position {position}.",
+                    "Check the weights for NaN, or load the model in float32.",
+                ) from error
+        cuts = np.cumsum(counts)[:-1]
+
+        def place(target: list[Any] | None, values: torch.Tensor | None, dtype: type) -> None:
+            if target is not None:
+                flat = np.zeros(0, dtype) if values is None else values.cpu().numpy()
+                for number, piece in zip(numbers, np.split(flat, cuts), strict=True):
+                    target[number] = piece
+
+        place(scores.logprobs, found and found.logprobs, np.float32)
+        place(scores.greedy_hits, found and found.greedy_hits, np.bool_)
+        place(scores.mean, found and found.mean, np.float32)
+        place(scores.var, found and found.var, np.float32)
+        for sampler in samplers:
+            place(scores.sampled[sampler], found and found.sampled[sampler], np.float64)
+
+    def generate(
+        self,
+        prefixes: Sequence[Sequence[int] | np.ndarray],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        n: int = 1,
+        num_beams: int = 1,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        processors: Sequence[Any] = (),
+        progress: Progress | None = None,
+    ) -> list[list[np.ndarray]]:
+        """See `LanguageModel.generate`. Sampled text depends on seed, prefix number and continuation number, not on the batch."""
+        decoding = Decoding(Sampler(temperature, top_k, top_p), max_new_tokens, n, num_beams, seed, tuple(processors))
+        rows = check_rows(prefixes, self.vocab_size, self.context_length, max_new_tokens + int(self.prepends_bos), "Prefix")
+        with quiet():
+            return continue_rows(
+                self.model,
+                [self._with_bos(row) for row in rows],
+                decoding,
+                self._stop_ids() if stop_at_eos else [],
+                self.batch_tokens,
+                progress,
+            )
+
+    def hidden_states(self, batch_ids: Sequence[Sequence[int] | np.ndarray], layers: Sequence[int]) -> list[dict[int, np.ndarray]]:
+        """See `LanguageModel.hidden_states`; the state after the last layer is the normed one that the head reads."""
+        rows = self._check(batch_ids)
+        last = int(self.model.config.get_text_config().num_hidden_layers)
+        for layer in layers:
+            if not 0 <= layer <= last:
+                raise InputError(f"Layer {layer} was asked for, but {self.name} has the layers 0 to {last}.", "0 is the embedding.")
+        out: list[dict[int, np.ndarray]] = [{} for _ in rows]
+        skip = int(self.prepends_bos)
+        for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
+            fed = [self._with_bos(rows[i]) for i in batch]
+            states = self._forward(fed, output_hidden_states=True).hidden_states
+            for layer in layers:
+                values = states[layer].float().cpu().numpy()
+                for index, number in enumerate(batch):
+                    out[number][layer] = values[index, skip : len(fed[index])].copy()
+        return out
+
+    def _check(self, batch_ids: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
+        return check_rows(batch_ids, self.vocab_size, self.context_length, int(self.prepends_bos))
+
+    def _with_bos(self, row: np.ndarray) -> np.ndarray:
+        return np.concatenate([[self.tokenizer.bos_id], row]) if self.prepends_bos else row
+
+    def _stop_ids(self) -> list[int]:
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        stops = set(configured if isinstance(configured, list | tuple) else [] if configured is None else [configured])
+        if self.tokenizer.eos_id is not None:
+            stops.add(self.tokenizer.eos_id)
+        return sorted(stop for stop in stops if 0 <= stop < self.vocab_size)
+
+    @torch.inference_mode()
+    def _forward(self, fed: Sequence[np.ndarray], **options: Any) -> Any:
+        ids, mask, positions = pad(fed, "right", self.device)
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+        usable = {name: value for name, value in arguments.items() if name in self._arguments}
+        return self.model(input_ids=ids, return_dict=True, **usable, **options)
+
+    def _logits(self, fed: Sequence[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
+        """Logits (positions, vocabulary) at `chosen`, flat positions in the padded batch."""
+        if self._head_is_positionwise:
+            return self._picked_logits(fed, chosen)
+        logits = self._forward(fed).logits
+        return logits.reshape(-1, logits.shape[-1])[chosen]
+
+    def _picked_logits(self, fed: Sequence[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
+        def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden = args[0]
+            return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
+        try:
+            return self._forward(fed).logits[0]
+        finally:
+            hook.remove()
+
+    @cached_property
+    def _head_is_positionwise(self) -> bool:
+        """Whether the head may be applied to chosen positions only: tried out on a small batch against the full logits."""
+        if not isinstance(self.model.get_output_embeddings(), torch.nn.Module):
+            return False
+        probe = [np.arange(6) % self.vocab_size, np.arange(7, 11) % self.vocab_size]
+        chosen = torch.tensor([0, 3, 4, 8], device=self.device)
+        full = self._forward(probe).logits
+        full = full.reshape(-1, full.shape[-1])[chosen].float()
+        try:
+            picked = self._picked_logits(probe, chosen).float()
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            return False  # this model's head is not fed hidden states of shape (batch, time, hidden)
+        tolerance = 1e-4 if full.dtype == next(self.model.parameters()).dtype else 5e-2
+        return picked.shape == full.shape and torch.allclose(picked, full, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _starts(start: int | Sequence[int], rows: Sequence[np.ndarray]) -> list[int]:
+    starts = [start] * len(rows) if isinstance(start, int | np.integer) else list(start)
+    if len(starts) != len(rows):
+        raise InputError(f"There are {len(starts)} starts for {len(rows)} rows.", "Give one start, or one for each row.")
+    for index, (first, row) in enumerate(zip(starts, rows, strict=True)):
+        if not isinstance(first, int | np.integer) or not 1 <= first <= len(row):
+            raise InputError(
+                f"start is {first!r} for row {index} of {len(row)} tokens.",
+                "Give an integer from 1 (0 has no context) to the row's length.",
+            )
+    return [int(first) for first in starts]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and advice off the terminal, and leaves its settings as they were."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

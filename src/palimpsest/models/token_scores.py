@@ -1,0 +1,108 @@
+"""What the logits say of the token that really came: the vocabulary-sized work of scoring.
+
+With logits x, realised id y and p = softmax(x):
+
+* log-probability   x_y − log Σ exp x
+* greedy hit        y = argmax x, the lowest id among ties
+* mean of log p     μ = Σ p log p, and its variance σ² = Σ p (log p)² − μ² (the moments of Min-K%++, Zhang et al. 2024,
+                    arXiv 2404.02936)
+* under a sampler   the log-probability of y after temperature, top-k and top-p, cut as transformers cuts
+
+Everything is done in float32 on a few rows at a time, so that the rows stay in the processor's cache while they are read several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from palimpsest.models.base import Sampler
+
+
+class NonFiniteLogits(Exception):
+    """Logits without a finite maximum, at position `index` of those given."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        super().__init__(index)
+
+
+@dataclass
+class TokenScores:
+    """One entry a position: see the module's docstring. `mean` and `var` are None unless asked for."""
+
+    logprobs: torch.Tensor  # (positions,) float32
+    greedy_hits: torch.Tensor  # (positions,) bool
+    mean: torch.Tensor | None
+    var: torch.Tensor | None
+    sampled: dict[Sampler, torch.Tensor]  # each (positions,) float64
+
+
+def token_scores(logits: torch.Tensor, targets: torch.Tensor, *, moments: bool = False, samplers: Sequence[Sampler] = ()) -> TokenScores:
+    """Scores `targets` (positions,) under `logits` (positions, vocabulary), which may be of any floating type.
+
+    Raises:
+        NonFiniteLogits: a position with NaN, +inf, or nothing but -inf.
+    """
+    count, vocab = logits.shape
+    device = logits.device
+    rows = max(1, (1 << 20 if device.type == "cpu" else 1 << 26) // vocab)
+    out = TokenScores(
+        torch.empty(count, device=device),
+        torch.empty(count, dtype=torch.bool, device=device),
+        torch.empty(count, device=device) if moments else None,
+        torch.empty(count, device=device) if moments else None,
+        {sampler: torch.empty(count, dtype=torch.float64, device=device) for sampler in samplers},
+    )
+    for begin in range(0, count, rows):
+        part = slice(begin, begin + rows)
+        x = logits[part].float()  # (rows, vocabulary)
+        target = targets[part]
+        peak, argmax = x.max(dim=-1)
+        finite = torch.isfinite(peak)
+        if not bool(finite.all()):
+            raise NonFiniteLogits(begin + int((~finite).nonzero()[0]))
+        out.greedy_hits[part] = argmax == target
+        realised = x.gather(-1, target[:, None])[:, 0]
+        for sampler, values in out.sampled.items():
+            values[part] = sampler_logprobs(x, target, sampler, argmax)
+        if out.mean is None or out.var is None:
+            out.logprobs[part] = realised - x.logsumexp(dim=-1)
+            continue
+        # exp(-150) is 0 in float32: the clamp changes no sum and keeps 0 * -inf away from ids that the model has masked.
+        below = (x - peak[:, None]).clamp_(min=-150.0)
+        weight = below.exp()
+        total = weight.sum(dim=-1)
+        first = torch.linalg.vecdot(weight, below) / total
+        second = torch.linalg.vecdot(weight, below.square_()) / total
+        log_total = total.log()
+        out.logprobs[part] = realised - peak - log_total
+        out.mean[part] = first - log_total
+        out.var[part] = (second - first.square()).clamp_(min=0.0)
+    return out
+
+
+def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, sampler: Sampler, argmax: torch.Tensor) -> torch.Tensor:
+    """Log-probability (float64) of `target` when logits `x` (rows, vocabulary) go through `sampler`; -inf where it is cut away."""
+    if sampler.temperature == 0:
+        kept = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        return kept.masked_fill_(argmax != target, -torch.inf)
+    for warp in warpers(sampler):
+        x = warp(None, x)
+    processed = x.double()
+    return processed.gather(-1, target[:, None])[:, 0] - processed.logsumexp(dim=-1)
+
+
+def warpers(sampler: Sampler) -> list[TemperatureLogitsWarper | TopKLogitsWarper | TopPLogitsWarper]:
+    """The transformers processors that make up `sampler` (of temperature > 0), in transformers' order."""
+    chain: list[TemperatureLogitsWarper | TopKLogitsWarper | TopPLogitsWarper] = []
+    if sampler.temperature != 1:
+        chain.append(TemperatureLogitsWarper(float(sampler.temperature)))
+    if sampler.top_k is not None:
+        chain.append(TopKLogitsWarper(int(sampler.top_k)))
+    if sampler.top_p is not None and sampler.top_p < 1:
+        chain.append(TopPLogitsWarper(float(sampler.top_p)))
+    return chain
