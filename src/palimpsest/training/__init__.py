@@ -1,1 +1,1 @@
-
+"""Training: batches, the one training loop, checkpoints."""
