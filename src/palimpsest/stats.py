@@ -195,20 +195,20 @@ def auc_interval(members: ArrayLike, nonmembers: ArrayLike, *, resamples: int = 
 
 
 def roc_curve(members: ArrayLike, nonmembers: ArrayLike) -> RocCurve:
-    """The ROC curve with its corners only; a text is called a member when its score is at or above the threshold.
+    """The ROC curve at every threshold that can be set; a text is called a member when its score is at or above the threshold.
 
     Raises:
         InputError: an empty side, NaN or infinity.
 
     Example:
         >>> roc_curve([2.0, 3.0], [0.0, 1.0]).tpr.tolist()
-        [0.0, 0.5, 1.0, 1.0]
+        [0.0, 0.5, 1.0, 1.0, 1.0]
     """
     positive, negative = _scores(members, nonmembers)
     _finite(positive, "member scores")
     _finite(negative, "non-member scores")
     labels = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
-    return RocCurve(*metrics.roc_curve(labels, np.concatenate([positive, negative]), drop_intermediate=True))
+    return RocCurve(*metrics.roc_curve(labels, np.concatenate([positive, negative]), drop_intermediate=False))
 
 
 def tpr_at_fpr(members: ArrayLike, nonmembers: ArrayLike, fpr: float) -> float:
