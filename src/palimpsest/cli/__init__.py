@@ -43,7 +43,7 @@ class VerbGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that is to be run, imported."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load_verb(name) if command else None, rest
+        return name, load_verb(name) if name else command, rest
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remembers whether the answer, and so an error, is wanted as JSON."""
