@@ -370,7 +370,7 @@ def _train(name: str, config: CanaryConfig, data: Stream, batches: RowBatches, f
 
 def _mean_loss(model: HFModel, rows: np.ndarray) -> float:
     """Mean loss in nat per token over `rows`."""
-    return -float(np.mean(np.concatenate(model.logprobs(rows.astype(np.int64)))))
+    return -float(np.mean(np.concatenate(model.logprobs(list(rows.astype(np.int64))))))
 
 
 def open_model(folder: Path, name: str, tokenizer: Tokenizer) -> HFModel:

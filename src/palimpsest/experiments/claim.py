@@ -158,7 +158,10 @@ def reproduce(
     target = out / f"{slug}.{scale}.json" if out else None
     runs: dict[int, dict[str, Any]] = {}
     if target and target.is_file():
-        runs = {entry["seed"]: entry for entry in json.loads(target.read_text(encoding="utf-8"))["runs"]}
+        try:
+            runs = {entry["seed"]: entry for entry in json.loads(target.read_text(encoding="utf-8"))["runs"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{target} is not a result file: {error}.", "Remove it and run the same command again.") from error
     result: dict[str, Any] = {}
     for seed in seeds:
         began = time.perf_counter()

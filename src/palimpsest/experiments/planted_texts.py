@@ -1,7 +1,7 @@
-"""The laboratory's text: five public-domain novels to train on, and what is planted into them.
+"""The laboratory's text: seven public-domain novels to train on, and what is planted into them.
 
 Planted texts come in five domains. `passage` and `book` are real prose: the first from chapters of the same novels that no model
-is trained on, the second from nineteen other works. `biography`, `password` and `test-item` are invented, so nobody can know them
+is trained on, the second from seventeen other works. `biography`, `password` and `test-item` are invented, so nobody can know them
 without having read them: people of made-up names, random secrets in a memo, questions whose right answer was drawn by lot.
 Everything follows from the seed.
 """

@@ -110,7 +110,8 @@ class PackedBatch:
 class BatchSource(Protocol):
     """What the training loop asks of its data: batch k of an endless sequence, the same at every call."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str: ...
 
     def __getitem__(self, k: int) -> PackedBatch: ...
 
