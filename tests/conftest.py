@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models are slower on more, and workers share the cores
+
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -34,6 +38,12 @@ def tiny_tokenizer() -> Tokenizer:
 def tiny_model(tiny_tokenizer: Tokenizer):
     """A random two-layer Llama (hidden 32, context 128) with `tiny_tokenizer`, as an `HFModel`."""
     return make_tiny_model(tiny_tokenizer, seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model(tiny_tokenizer: Tokenizer):
+    """Another random Llama, half as wide, with the same tokenizer."""
+    return make_tiny_model(tiny_tokenizer, seed=1, hidden=16)
 
 
 def make_tiny_model(tokenizer: Tokenizer, seed: int, hidden: int = 32):
