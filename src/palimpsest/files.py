@@ -25,6 +25,7 @@ _REMEDIES = {
     errno.EACCES: "Choose a folder that you may write to, or change its permissions.",
     errno.EPERM: "Choose a folder that you may write to, or change its permissions.",
     errno.EROFS: "The file system is read-only: choose another folder.",
+    errno.EEXIST: "A file stands where a folder is needed: choose another path.",
     errno.ENOTDIR: "A file stands where a folder is needed: choose another path.",
     errno.EISDIR: "A folder stands where a file is needed: choose another path.",
 }

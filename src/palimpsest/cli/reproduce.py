@@ -13,6 +13,7 @@ from rich.table import Table
 
 from palimpsest.catalogue import find
 from palimpsest.errors import InputError
+from palimpsest.files import storage_errors
 
 
 def reproduce(
@@ -28,7 +29,9 @@ def reproduce(
     from palimpsest.experiments import claim  # imports torch: after the arguments are known to be good
 
     for slug in chosen:
-        claim.experiment(slug)  # refuse an unknown experiment before the first one has run for minutes
+        claim.experiment(slug)  # refuse an unknown experiment, and a folder that is closed to us, before minutes are spent
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     results = []
     console, progress = Console(), Console(stderr=True)
     for slug in chosen:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from palimpsest.catalogue import KINDS, SYSTEMS, State, System, claim_result, experiment_file, find, missing, state
 from palimpsest.errors import InputError
@@ -41,14 +42,15 @@ def systems(
         typer.echo(json.dumps([system.to_dict() for system in chosen], ensure_ascii=False, indent=1))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("no.", justify="right", no_wrap=True, min_width=3)
-    for heading, texts in {"system": [s.slug for s in chosen], "state": list(State), "memory": list(MemoryKind)}.items():
-        table.add_column(heading, no_wrap=True, min_width=max(map(len, texts), default=0))  # the title gives way first
-    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    for heading in ("no.", "system", "state", "memory"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("title")  # may shrink, so that it gives way first when the terminal is narrow
     for system in chosen:
         colour = COLOURS[states[system.slug]]
         name = f"[{colour}]{states[system.slug]}[/]"
-        table.add_row(f"{system.number:03d}", system.slug, name, system.memory_kind.value, escape(system.title))
+        table.add_row(
+            f"{system.number:03d}", system.slug, name, system.memory_kind.value, Text(system.title, no_wrap=True, overflow="ellipsis")
+        )
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a pipe has no width: do not cut the titles
