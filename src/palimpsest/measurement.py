@@ -139,7 +139,7 @@ class Measurement:
             table = pl.DataFrame(value["table"], strict=False, infer_schema_length=None)
             curves = {name: Curve.from_dict(curve) for name, curve in value["curves"].items()}
             return cls(value["name"], table, value["summary"], value["provenance"], curves)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
             raise InputError(f"This text is not a measurement: {error}.", "Give what Measurement.to_json() wrote.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,135 @@
+"""Claims: verdicts follow from figures, and the harness keeps, replaces and refuses as it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from palimpsest.catalogue import SYSTEMS, experiment_file
+from palimpsest.errors import InputError
+from palimpsest.experiments.claim import Check, Claim, available, experiment, reproduce
+from palimpsest.measurement import Curve, Series
+
+
+@pytest.mark.parametrize(
+    ("relation", "below", "equal", "above"),
+    [
+        ("<=", True, True, False),
+        ("<", True, False, False),
+        (">=", False, True, True),
+        (">", False, False, True),
+        ("==", False, True, False),
+    ],
+)
+def test_a_check_holds_exactly_when_its_relation_does(relation, below, equal, above):
+    assert [Check("x", figure, relation, 0.5).passed for figure in (0.25, 0.5, 0.75)] == [below, equal, above]
+
+
+def test_a_missing_figure_never_passes_and_a_reported_one_always_does():
+    assert not Check("x", None, "<=", 0.5).passed
+    assert Check("x", None).passed
+    assert Check("x", 0.3).passed
+
+
+def test_nan_never_passes():
+    assert not any(Check("x", float("nan"), relation, 0.5).passed for relation in ("<=", "<", ">=", ">", "=="))
+
+
+def test_a_claim_without_checks_has_shown_nothing():
+    assert not Claim("rome", "…", [], environment={}).passed
+    assert Claim("rome", "…", [Check("x", 1.0, ">", 0.0)], environment={}).passed
+    assert not Claim("rome", "…", [Check("x", 1.0, ">", 0.0), Check("y", 1.0, "<", 0.0)], environment={}).passed
+
+
+def test_a_claim_becomes_strict_json():
+    curve = Curve("c", "t", "x", "y", [Series("s", [{"x": 1.0, "y": 2.0}])])
+    claim = Claim("rome", "…", [Check("x", float("nan"), ">", 0.0)], rows=[{"a": float("inf")}], curves=[curve], environment={})
+    value = json.loads(json.dumps(claim.to_dict(), allow_nan=False))
+    assert value["checks"][0]["ours"] is None
+    assert value["checks"][0]["passed"] is False
+    assert value["rows"] == [{"a": None}]
+    assert Curve.from_dict(value["curves"][0]).to_dict() == curve.to_dict()
+
+
+@pytest.fixture
+def figures(monkeypatch) -> dict[int, float]:
+    """An experiment in the place of `rome`: the figure of each seed, which the test may change, against 0.5."""
+    values = {0: 0.6, 1: 0.7, 2: 0.8}
+    module = types.ModuleType("palimpsest.experiments.rome")
+    module.run = lambda scale, seed: Claim("rome", "It holds.", [Check("x", values[seed], ">=", 0.5)], environment={})
+    monkeypatch.setitem(sys.modules, "palimpsest.experiments.rome", module)
+    return values
+
+
+def test_every_seed_is_run_reported_and_written(figures, tmp_path: Path):
+    seen = []
+    result = reproduce("rome", "cpu", (2, 0, 1), tmp_path, seen.append)
+    assert [(claim.seed, claim.scale) for claim in seen] == [(2, "cpu"), (0, "cpu"), (1, "cpu")]
+    assert [run["seed"] for run in result["runs"]] == [0, 1, 2]
+    assert result["passed"] is True
+    assert json.loads((tmp_path / "rome.cpu.json").read_text()) == result
+
+
+def test_one_failed_seed_fails_the_claim(figures):
+    figures[1] = 0.4
+    assert reproduce("rome")["passed"] is False
+
+
+def test_other_seeds_are_kept_and_the_same_seed_is_replaced(figures, tmp_path: Path):
+    reproduce("rome", "cpu", (0, 1), tmp_path)
+    figures[1] = 0.4
+    result = reproduce("rome", "cpu", (1, 2), tmp_path)
+    assert [run["checks"][0]["ours"] for run in result["runs"]] == [0.6, 0.4, 0.8]
+    assert result["passed"] is False
+
+
+def test_a_failed_run_keeps_what_was_finished(figures, tmp_path: Path):
+    del figures[2]
+    with pytest.raises(KeyError):
+        reproduce("rome", "cpu", (0, 1, 2), tmp_path)
+    assert [run["seed"] for run in json.loads((tmp_path / "rome.cpu.json").read_text())["runs"]] == [0, 1]
+
+
+def test_scales_have_their_own_files(figures, tmp_path: Path):
+    reproduce("rome", "smoke", (0,), tmp_path)
+    reproduce("rome", "cpu", (0,), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rome.cpu.json", "rome.smoke.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": 3}', '{"runs": [{}]}'])
+def test_a_broken_result_file_is_refused_and_left_alone(figures, tmp_path: Path, text):
+    (tmp_path / "rome.cpu.json").write_text(text)
+    with pytest.raises(InputError, match="not a result file"):
+        reproduce("rome", "cpu", (0,), tmp_path)
+    assert (tmp_path / "rome.cpu.json").read_text() == text
+
+
+@pytest.mark.parametrize(("slug", "scale", "seeds"), [("rome", "huge", (0,)), ("rome", "cpu", ()), ("no-such-system", "cpu", (0,))])
+def test_what_cannot_be_run_is_refused(figures, slug, scale, seeds):
+    with pytest.raises(InputError):
+        reproduce(slug, scale, seeds)
+
+
+def test_an_unknown_experiment_lists_the_known_ones():
+    with pytest.raises(InputError) as caught:
+        experiment("no-such-system")
+    assert all(slug in str(caught.value) for slug in available())
+
+
+def test_a_module_that_an_experiment_misses_is_not_hidden(monkeypatch, tmp_path: Path):
+    """Only the experiment's own absence is "no experiment"; a missing dependency inside it stays visible."""
+    import palimpsest.experiments
+
+    (tmp_path / "rome.py").write_text("import no_such_dependency\n")
+    monkeypatch.setattr(palimpsest.experiments, "__path__", [*palimpsest.experiments.__path__, str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        experiment("rome")
+
+
+def test_available_lists_the_catalogue_slugs_that_have_an_experiment():
+    assert available() == [system.slug for system in SYSTEMS if experiment_file(system.slug).is_file()]
+    assert all(callable(experiment(slug)) for slug in available())
