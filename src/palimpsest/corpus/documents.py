@@ -1,0 +1,253 @@
+"""Documents and where they come from: text files, folders, JSON lines (plain, gzip, Zstandard), Parquet.
+
+A reader yields `Document`s one by one and never holds a whole corpus. What cannot be read is refused with the file and the place:
+the byte that is not UTF-8, the line without text, the archive that ends too early.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import zstandard
+
+from palimpsest.errors import CorpusError, InputError
+
+_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_CHUNK = 1 << 20
+_ROWS = 8192  # rows of a Parquet file that are held at once
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a corpus.
+
+    Attributes:
+        id: its name: the path in its folder, "path:line" or the record's own "id".
+        text: its text, or None when only token ids are known.
+        ids: its token ids, int (length,), or None when it has still to be tokenized. Where both are given, the ids count.
+        metadata: whatever else is known of it, in JSON types.
+
+    Raises:
+        InputError: neither text nor ids.
+    """
+
+    id: str
+    text: str | None = None
+    ids: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.ids is None:
+            raise InputError(f"The document {self.id!r} has neither text nor ids.", "Give one of them.")
+
+
+def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
+    """The documents of a file or a folder, in a fixed order.
+
+    A text file (.txt, .md) is one document. A .jsonl file (also .gz, .zst) has one object a line with "text" and, if it likes, "id";
+    a .parquet file has a column "text" and perhaps "id"; all their other fields become metadata. A folder is read recursively in
+    the order of its paths; files of other kinds and hidden files are left out.
+
+    Args:
+        path: file or folder.
+
+    Yields:
+        `Document`s with text.
+
+    Raises:
+        CorpusError: nothing to read there, bytes that are not UTF-8, a truncated archive, a record without text.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "genesis.txt").write_text("In the beginning")
+        >>> [(d.id, d.text) for d in read_documents(folder)]
+        [('genesis.txt', 'In the beginning')]
+    """
+    path = Path(path)
+    if path.is_file():
+        if not path.name.endswith(_SUFFIXES):
+            raise CorpusError(f"{path} is no kind of corpus that can be read.", f"Give a folder or a file named {', '.join(_SUFFIXES)}.")
+        yield from _read_file(path, path.name)
+        return
+    if not path.is_dir():
+        raise CorpusError(f"There is no corpus at {path}.", "Give the path of a file or a folder.")
+    if (path / "manifest.json").is_file() and (path / "sa.0").is_file():
+        raise CorpusError(f"{path} is an index, not a corpus.", "Open it with CorpusIndex.open, or give the folder of the texts.")
+    found = False
+    for name in sorted(_files(path)):
+        found = True
+        yield from _read_file(path / name, name)
+    if not found:
+        raise CorpusError(f"The folder {path} holds no corpus file.", f"Put files named {', '.join(_SUFFIXES)} there.")
+
+
+def as_documents(docs: str | os.PathLike[str] | Iterable[Document | str | Sequence[int]]) -> Iterator[Document]:
+    """`docs` as `Document`s: a path is read, a text or a row of ids becomes a document named by its number."""
+    if isinstance(docs, str | os.PathLike):
+        yield from read_documents(docs)
+        return
+    if not isinstance(docs, Iterable):
+        raise InputError(f"A {type(docs).__name__} is not a corpus.", "Give a path, or an iterable of Document, text or rows of ids.")
+    for number, doc in enumerate(docs):
+        if isinstance(doc, Document):
+            yield doc
+        elif isinstance(doc, str):
+            yield Document(str(number), text=doc)
+        else:
+            yield Document(str(number), ids=_as_ids(doc, number))
+
+
+def _as_ids(doc: Any, number: int) -> np.ndarray:
+    try:
+        ids = np.asarray(doc)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Document {number} is a {type(doc).__name__}: {error}.", "Give text, a Document or a row of ids.") from error
+    if ids.size == 0 and ids.ndim == 1:
+        return ids.astype(np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(
+            f"Document {number} is a {type(doc).__name__} of shape {ids.shape} and type {ids.dtype}.",
+            "Give text, a Document or one row of integer ids.",
+        )
+    return ids
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(_SUFFIXES) and not name.startswith("."):
+                yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def _read_file(path: Path, name: str) -> Iterator[Document]:
+    try:
+        if name.endswith((".txt", ".md")):
+            yield Document(name, _decode(path.read_bytes(), path, 0))
+        elif name.endswith(".parquet"):
+            yield from _read_parquet(path, name)
+        else:
+            yield from _read_records(path, name)
+    except PermissionError as error:
+        raise CorpusError(f"{path} may not be read: {error.strerror}.", "Change its permissions.") from error
+
+
+def _decode(data: bytes, path: Path, offset: int) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start} ({error.reason}).",
+            "Convert the file to UTF-8, for example with iconv.",
+        ) from error
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def _read_records(path: Path, name: str) -> Iterator[Document]:
+    offset = 0
+    for number, line in enumerate(_lines(path), start=1):
+        text = _decode(line, path, offset)
+        offset += len(line)
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(
+                f"{path}, line {number} is not JSON: {error}.", "Write one JSON object a line; a broken last line means a truncated file."
+            ) from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            what = f"has the fields {sorted(record)}" if isinstance(record, dict) else f"is a {type(record).__name__}"
+            if isinstance(record, dict) and "text" in record:
+                what = f'has a "text" that is a {type(record["text"]).__name__}'
+            raise CorpusError(f"{path}, line {number} {what}.", 'Every line must be an object with a string "text".')
+        yield _from_record(record, f"{name}:{number}")
+
+
+def _from_record(record: dict[str, Any], name: str) -> Document:
+    text = record.pop("text")
+    own = record.pop("id", None)
+    return Document(name if own is None else str(own), text, metadata=record)
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Document]:
+    try:
+        frame = pl.scan_parquet(path)
+        columns = frame.collect_schema()
+        if columns.get("text") != pl.String:
+            kind = f"of type {columns['text']}" if "text" in columns else f"missing; there are {', '.join(columns) or 'no columns'}"
+            raise CorpusError(f'{path}: the column "text" is {kind}.', 'Name the column with the documents "text"; it must hold strings.')
+        row = 0
+        while True:
+            rows = frame.slice(row, _ROWS).collect().to_dicts()
+            for record in rows:
+                row += 1
+                if record["text"] is None:
+                    raise CorpusError(f'{path}, row {row} has no "text".', "Fill or drop the rows without text.")
+                yield _from_record(record, f"{name}:{row}")
+            if len(rows) < _ROWS:
+                return
+    except pl.exceptions.PolarsError as error:
+        raise CorpusError(f"{path} is not a whole Parquet file: {error}.", "Write it again: it may be truncated.") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a JSON lines file, unpacked, each with its line break."""
+    if path.name.endswith(".gz"):
+        yield from _split(_gunzip(path))
+    elif path.name.endswith(".zst"):
+        yield from _split(_unzstd(path))
+    else:
+        with open(path, "rb") as stream:
+            yield from stream
+
+
+def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of a line that has not ended yet
+    for block in blocks:
+        *lines, rest = block.split(b"\n")
+        for line in lines:
+            yield b"".join([*parts, line, b"\n"])
+            parts = []
+        parts.append(rest)
+    if last := b"".join(parts):
+        yield last
+
+
+def _gunzip(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path, "rb") as stream:
+            while block := stream.read(_CHUNK):
+                yield block
+    except EOFError as error:
+        raise CorpusError(f"{path} is truncated: the gzip stream has no end.", "Fetch or write the file again.") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise CorpusError(f"{path} is damaged or not gzip: {error}.", "Fetch or write the file again.") from error
+
+
+def _unzstd(path: Path) -> Iterator[bytes]:
+    try:
+        frame = None  # the frame that is being read; a file may hold several
+        with open(path, "rb") as stream:
+            while block := stream.read(_CHUNK):
+                while block:
+                    if frame is None:
+                        frame = zstandard.ZstdDecompressor().decompressobj()
+                    yield frame.decompress(block)
+                    block = frame.unused_data if frame.eof else b""
+                    if frame.eof:
+                        frame = None
+        if frame is not None:
+            raise CorpusError(f"{path} is truncated: the Zstandard frame has no end.", "Fetch or write the file again.")
+    except zstandard.ZstdError as error:
+        raise CorpusError(f"{path} is damaged or not Zstandard: {error}.", "Fetch or write the file again.") from error

@@ -1,0 +1,462 @@
+"""`CorpusIndex`: every passage of a corpus, found in microseconds.
+
+A suffix array over token ids in the tradition of infini-gram (Liu, Min, Zettlemoyer, Choi & Hajishirzi, *Infini-gram: Scaling
+Unbounded n-gram Language Models to a Trillion Tokens*, COLM 2024, arXiv 2401.17377), with a table of first tokens, comparisons that
+skip what both ends share, batches in parallel, and an index folder that knows when it is damaged. The files are mapped, not read:
+an open index takes the memory of the pages that are touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from palimpsest.corpus import manifest as layout
+from palimpsest.corpus import search
+from palimpsest.corpus.build import Docs, Progress, build_index
+from palimpsest.corpus.tokens import DTYPES, separator
+from palimpsest.corpus.trace import Span, covered, trace_spans
+from palimpsest.errors import InputError
+from palimpsest.tokenizer import Tokenizer
+
+_LOCATED = 10_000  # occurrences that are looked at to find distinct documents
+_parallel = threading.Lock()  # numba's simplest threading layer allows one caller at a time
+
+
+@dataclass(frozen=True)
+class SaRange:
+    """The suffixes lo, …, hi − 1 of a shard's suffix array."""
+
+    shard: int
+    lo: int
+    hi: int
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.hi - self.lo
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a passage stands.
+
+    Attributes:
+        shard, position: int64 (k,): shard and index into its tokens, ascending.
+        total: occurrences in all.
+        sampled: whether these are a uniform sample of them.
+    """
+
+    shard: np.ndarray
+    position: np.ndarray
+    total: int
+    sampled: bool
+
+    def __len__(self) -> int:
+        return self.position.size
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One occurrence of a passage.
+
+    Attributes:
+        doc_id: the document's name.
+        index: the document's number.
+        offset: tokens before the passage in its document.
+        metadata: what the corpus says of the document.
+        before, match, after: int64 ids: the passage and its surroundings within the document.
+    """
+
+    doc_id: str
+    index: int
+    offset: int
+    metadata: dict[str, Any]
+    before: np.ndarray
+    match: np.ndarray
+    after: np.ndarray
+
+
+class _Shard:
+    """The mapped arrays of one shard; `arrays` are what every function of `search` takes first."""
+
+    def __init__(self, folder: Path, number: int, card: dict[str, Any], dtype: np.dtype, mode: str) -> None:
+        def load(part: str, kind: np.dtype | str) -> np.ndarray:
+            path = folder / f"{part}.{number}"
+            if mode == "mmap" and path.stat().st_size:
+                return np.memmap(path, kind, "r").view(np.ndarray)
+            data = np.fromfile(path, kind)
+            data.flags.writeable = False
+            return data
+
+        buckets = load("buckets", "<i8")
+        firsts, starts = buckets[: card["alphabet"]], buckets[card["alphabet"] :]
+        self.arrays = (load("tokens", dtype), load("sa", "<u4"), firsts, starts)
+        self.docs = load("docs", "<i8")
+        self.meta = load("meta", "<u1")
+        self.meta_starts = load("metaoff", "<i8")
+
+
+class CorpusIndex:
+    """A corpus that can be asked where, how often and in which company any sequence of tokens stands in it.
+
+    Build it with `CorpusIndex.build`, open it with `CorpusIndex.open`. Queries are sequences of token ids (list or integer array).
+    No match crosses from one document into the next.
+
+    Attributes:
+        path: the index folder.
+        manifest: what `manifest.json` says.
+        n_tokens: tokens in all documents, separators not counted.
+        n_documents: documents, empty ones counted.
+        fingerprint: SHA-256 (hex) of the tokens, the borders of the documents and the tokenizer; the same for any number of shards.
+        tokenizer_fingerprint: which tokenizer made the ids, or None.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> target = pathlib.Path(tempfile.mkdtemp()) / "index"
+        >>> index = CorpusIndex.build([[1, 2, 3, 1, 2], [2, 3, 4]], None, target)
+        >>> index.count([1, 2]), index.count([2, 3]), index.count([2, 2])
+        (2, 2, 0)
+        >>> index.next_tokens([2, 3])
+        (array([1, 4]), array([1, 1]))
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], mode: str) -> None:
+        dtype = DTYPES[manifest["token_dtype"]]
+        self.path = path
+        self.manifest = manifest
+        self.n_tokens: int = manifest["n_tokens"]
+        self.n_documents: int = manifest["n_documents"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.tokenizer_fingerprint: str | None = manifest["tokenizer"]["fingerprint"] if manifest["tokenizer"] else None
+        self._separator = separator(dtype)
+        self._shards = [_Shard(path, number, card, dtype, mode) for number, card in enumerate(manifest["shards"])]
+        self._first_document = np.cumsum([0] + [card["documents"] for card in manifest["shards"]])
+
+    @classmethod
+    def build(
+        cls,
+        docs: Docs,
+        tokenizer: Tokenizer | None,
+        out: str | os.PathLike[str],
+        *,
+        token_dtype: str = "auto",
+        shards: int = 1,
+        builder: str = "auto",
+        progress: Progress | None = None,
+        resume: bool = True,
+    ) -> CorpusIndex:
+        """Builds the index of a corpus and opens it.
+
+        The work is done in `<out>.partial`; a build that was interrupted continues there when it is called again with the same
+        corpus, and gives the same bytes. When `out` is already the index of this corpus, it is only opened; an index of another
+        corpus is replaced once the new one is whole; anything else at `out` is never touched.
+
+        Args:
+            docs: a path (see `read_documents`), or an iterable of `Document`, text, or rows of token ids.
+            tokenizer: turns text into ids and is kept in the index; None when all documents are ids.
+            out: the index folder.
+            token_dtype: "u8", "u16", "u32", or "auto" for the narrowest that holds the ids and a separator.
+            shards: number of parts of nearly equal length; each is sorted on its own, so more shards need less memory.
+            builder: "divsufsort", "sais", or "auto" (see `suffix_array`).
+            progress: called as `progress(stage, done, total)` with "documents" (total None) and "sort" (shards).
+            resume: False discards what an interrupted build left and builds again what is already there.
+
+        Raises:
+            CorpusError: no documents, no tokens, or documents that cannot be read.
+            InputError: ids outside the type, text without a tokenizer, more shards than documents.
+            StorageError: no space, no permission, or `out` is something else than an index.
+        """
+        out = Path(out)
+        build_index(
+            docs, tokenizer, out, token_dtype=token_dtype, shards=shards, builder=builder, progress=progress or _quiet, resume=resume
+        )
+        return cls.open(out)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], mode: Literal["mmap", "ram"] = "mmap", verify: bool | Literal["auto"] = "auto"
+    ) -> CorpusIndex:
+        """Opens an index.
+
+        Args:
+            path: the index folder.
+            mode: "mmap" maps the files; "ram" reads them whole.
+            verify: "auto" hashes the files unless they were found whole before and have not been touched since, True hashes them
+                in any case, False checks only the manifest and the sizes (always checked).
+
+        Raises:
+            CorpusError: there is no index.
+            IndexVersionError: it was written in another format version.
+            IndexCorruptError: a file is missing or damaged.
+        """
+        if mode not in ("mmap", "ram"):
+            raise InputError(f"The mode {mode!r} is unknown.", "Choose mmap or ram.")
+        path = Path(path)
+        manifest = layout.read_manifest(path)
+        if verify is True:
+            layout.verify_files(path, manifest)
+        elif verify == "auto":
+            layout.verify_if_changed(path, manifest)
+        return cls(path, manifest, mode)
+
+    def verify(self) -> None:
+        """Hashes all files again; raises `IndexCorruptError` naming the one that is damaged."""
+        layout.verify_files(self.path, layout.read_manifest(self.path))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that made the ids, or None."""
+        card = self.manifest["tokenizer"]
+        if card is None:
+            return None
+        special = {key: card[key] for key in ("bos_id", "eos_id", "pad_id", "adds_bos")}
+        return Tokenizer.from_file(self.path / "tokenizer.json", **special)
+
+    def __repr__(self) -> str:
+        return f"CorpusIndex({str(self.path)!r}, n_tokens={self.n_tokens:,}, n_documents={self.n_documents:,}, shards={len(self._shards)})"
+
+    def count(self, ids: Sequence[int] | np.ndarray) -> int:
+        """How often `ids` (m >= 1) occurs.
+
+        Raises:
+            InputError: no ids, or one that no document can contain (negative, or the separator and above).
+        """
+        query = _query(ids)
+        total = 0
+        for shard in self._shards:
+            lo, hi = search.find(*shard.arrays, query, self._separator)
+            if lo < 0:
+                raise self._foreign_id(query[hi])
+            total += hi - lo
+        return total
+
+    def count_batch(self, queries: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> np.ndarray:
+        """How often each query occurs, in parallel.
+
+        Args:
+            queries: rows of ids, each with at least one; an integer array (queries, m) is the fastest form.
+
+        Returns:
+            int64 (queries,).
+        """
+        if isinstance(queries, np.ndarray) and queries.ndim == 2:
+            flat = np.ascontiguousarray(_integers(queries).reshape(-1), np.int64)
+            offsets = np.arange(queries.shape[0] + 1, dtype=np.int64) * queries.shape[1]
+        else:
+            rows = [_query(query) for query in queries]
+            offsets = np.zeros(len(rows) + 1, np.int64)
+            np.cumsum([row.size for row in rows], out=offsets[1:])
+            flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        out = np.zeros(offsets.size - 1, np.int64)
+        if out.size == 0:
+            return out
+        if flat.size == 0:
+            raise InputError("A query has no ids.", "Give at least one.")
+        self._require_ids(flat)
+        with _parallel:
+            for shard in self._shards:
+                search.count_batch(*shard.arrays, flat, offsets, out)
+        return out
+
+    def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:
+        """The occurrences of `ids` (m >= 1) as ranges of the suffix arrays, one for every shard, empty ones included."""
+        query = _query(ids)
+        self._require_ids(query)
+        return [SaRange(number, *search.find(*shard.arrays, query, self._separator)) for number, shard in enumerate(self._shards)]
+
+    def locate(
+        self, ids_or_ranges: Sequence[int] | np.ndarray | list[SaRange], limit: int | None = None, seed: int | None = 0
+    ) -> Positions:
+        """Where a passage stands.
+
+        Args:
+            ids_or_ranges: token ids, or what `find` returned.
+            limit: at most so many positions: beyond it, a uniform sample without replacement.
+            seed: of that sample.
+
+        Returns:
+            `Positions`, ascending.
+        """
+        first = ids_or_ranges[0] if len(ids_or_ranges) else None
+        ranges: list[SaRange] = list(ids_or_ranges) if isinstance(first, SaRange) else self.find(ids_or_ranges)  # type: ignore[arg-type]
+        borders = np.cumsum([0] + [r.count for r in ranges])
+        total = int(borders[-1])
+        sampled = limit is not None and total > limit
+        if sampled:
+            ranks = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False, shuffle=False))
+        else:
+            ranks = np.arange(total)
+        shards, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for r, start, end in zip(ranges, borders[:-1], borders[1:], strict=True):
+            mine = ranks[np.searchsorted(ranks, start) : np.searchsorted(ranks, end)] - start + r.lo
+            shards.append(np.full(mine.size, r.shard, np.int64))
+            positions.append(np.sort(self._shards[r.shard].arrays[1][mine].astype(np.int64)))
+        return Positions(np.concatenate(shards), np.concatenate(positions), total, sampled)
+
+    def documents(self, ids: Sequence[int] | np.ndarray, limit: int = 10, context: int = 50) -> list[Hit]:
+        """Documents in which `ids` occurs: one hit for each, its first, in the order of the corpus.
+
+        Args:
+            ids: token ids (m >= 1).
+            limit: at most so many documents.
+            context: tokens to give before and after, as far as the document goes.
+        """
+        query = _query(ids)
+        found = self.locate(query, _LOCATED)
+        hits: list[Hit] = []
+        seen = -1
+        for number, position in zip(found.shard.tolist(), found.position.tolist(), strict=True):
+            shard = self._shards[number]
+            local = int(np.searchsorted(shard.docs, position, side="right")) - 1
+            index = int(self._first_document[number]) + local
+            if index == seen:
+                continue
+            if len(hits) == limit:
+                break
+            seen = index
+            start, end = int(shard.docs[local]), int(shard.docs[local + 1]) - 1
+            tokens = shard.arrays[0]
+            stop = position + query.size
+            doc_id, metadata = self.document(index)
+            before = tokens[max(start, position - context) : position].astype(np.int64)
+            after = tokens[stop : min(end, stop + context)].astype(np.int64)
+            hits.append(Hit(doc_id, index, position - start, metadata, before, query.copy(), after))
+        return hits
+
+    def document_ids(self, index: int) -> np.ndarray:
+        """The token ids int64 (length,) of document `index`."""
+        shard, local = self._locate_document(index)
+        return shard.arrays[0][shard.docs[local] : shard.docs[local + 1] - 1].astype(np.int64)
+
+    def document(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Name and metadata of document `index`."""
+        shard, local = self._locate_document(index)
+        record = json.loads(shard.meta[shard.meta_starts[local] : shard.meta_starts[local + 1]].tobytes())
+        return record["id"], record["metadata"]
+
+    def next_tokens(self, context: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens follow `context` in the corpus, and how often.
+
+        An occurrence at the end of a document is followed by none. An empty context gives the counts of all tokens.
+
+        Returns:
+            ids int64 (k,), ascending, and counts int64 (k,), all positive.
+        """
+        query = _query(context) if len(context) else np.empty(0, np.int64)
+        self._require_ids(query)
+        values, counts = [], []
+        for shard in self._shards:
+            tokens, sa, firsts, starts = shard.arrays
+            if query.size:
+                lo, hi = search.find(*shard.arrays, query, self._separator)
+                ids, borders = search.branches(tokens, sa, lo, hi, query.size)
+            else:
+                ids, borders = firsts, starts
+            inside = ids.size - 1 if ids.size and ids[-1] == self._separator else ids.size
+            values.append(ids[:inside])
+            counts.append(np.diff(borders)[:inside])
+        merged, place = np.unique(np.concatenate(values), return_inverse=True)
+        return merged, np.bincount(place, np.concatenate(counts), merged.size).astype(np.int64)
+
+    def next_tokens_batch(self, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens follow each of many contexts in the corpus.
+
+        Args:
+            contexts: int (rows, m). A row with an id that no document can contain (padding such as −1, or ids beyond the
+                vocabulary that a model's output layer may have) occurs nowhere and is followed by nothing.
+
+        Returns:
+            offsets int64 (rows + 1,) and ids int64: ids[offsets[i]:offsets[i + 1]] follow contexts[i], ascending.
+        """
+        contexts = np.ascontiguousarray(_integers(np.asarray(contexts)), np.int64)
+        if contexts.ndim != 2:
+            raise InputError(f"The contexts have shape {contexts.shape}.", "Give an array (rows, m).")
+        offsets, ids = search.next_tokens_batch(*self._shards[0].arrays, contexts, self._separator)
+        for shard in self._shards[1:]:
+            offsets, ids = search.merge_rows(offsets, ids, *search.next_tokens_batch(*shard.arrays, contexts, self._separator))
+        return offsets, ids
+
+    def longest_match(self, ids: Sequence[int] | np.ndarray, start: int = 0) -> tuple[int, list[SaRange]]:
+        """The longest passage of the corpus that `ids` has from `start` on.
+
+        Returns:
+            its length (0 when the first token never occurs) and where it stands, as `find` says.
+        """
+        query = _query(ids)
+        if not 0 <= start < query.size:
+            raise InputError(f"The start {start} lies outside {query.size} ids.", "Give a position within them.")
+        self._require_ids(query)
+        length = max(search.longest_match(*shard.arrays, query, start) for shard in self._shards)
+        empty = [SaRange(number, 0, 0) for number in range(len(self._shards))]
+        return length, self.find(query[start : start + length]) if length else empty
+
+    def matching_statistics(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """For every position of `ids` the length of the longest passage of the corpus that starts there.
+
+        Returns:
+            int32 (T,); entry i + 1 is at least entry i less 1.
+        """
+        query = _query(ids)
+        self._require_ids(query)
+        out = np.zeros(query.size, np.int32)
+        with _parallel:
+            for shard in self._shards:
+                search.matching_statistics(*shard.arrays, query, out)
+        return out
+
+    def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:
+        """The passages of `ids` that stand in the corpus, and where; see `trace.trace_spans`."""
+        return trace_spans(self, _query(ids), min_len, max_docs, max_spans)
+
+    def coverage(self, ids: Sequence[int] | np.ndarray, n: int) -> float:
+        """The share of the tokens of `ids` that lie inside some n-gram of the corpus."""
+        query = _query(ids)
+        if n < 1:
+            raise InputError(f"There are no {n}-grams.", "Give n of at least 1.")
+        return float(covered(self.matching_statistics(query), n).mean())
+
+    @cached_property
+    def unigrams(self) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens of the corpus int64 (k,), ascending, and their counts int64 (k,)."""
+        return self.next_tokens([])
+
+    def _locate_document(self, index: int) -> tuple[_Shard, int]:
+        if not 0 <= index < self.n_documents:
+            raise InputError(f"There is no document {index}.", f"The index has the documents 0 to {self.n_documents - 1}.")
+        number = int(np.searchsorted(self._first_document, index, side="right")) - 1
+        return self._shards[number], index - int(self._first_document[number])
+
+    def _require_ids(self, ids: np.ndarray) -> None:
+        if ids.size and (ids.min() < 0 or ids.max() >= self._separator):
+            raise self._foreign_id(ids[(ids < 0) | (ids >= self._separator)][0])
+
+    def _foreign_id(self, value: int) -> InputError:
+        what = f"{value} is the separator between documents" if value == self._separator else f"{value} is no token of this index"
+        return InputError(f"{what}: its ids run from 0 to {self._separator - 1}.", "Encode the text with the index's own tokenizer.")
+
+
+def _quiet(stage: str, done: int, total: int | None) -> None:
+    """The progress of a build that nobody watches."""
+
+
+def _integers(ids: np.ndarray) -> np.ndarray:
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"The ids are of type {ids.dtype}.", "Give integers.")
+    return ids
+
+
+def _query(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`ids` as int64 (m,), m >= 1."""
+    query = np.asarray(ids)
+    if query.ndim != 1 or query.size == 0:
+        raise InputError(f"A query of shape {query.shape} is not a row of ids.", "Give at least one id, in one row.")
+    return np.ascontiguousarray(_integers(query), np.int64)

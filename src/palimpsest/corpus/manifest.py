@@ -1,0 +1,138 @@
+"""The index on the disk: which files it has, what the manifest says of them, and how damage is noticed.
+
+One folder; for every shard s the files
+
+    tokens.s    u8|u16|u32 (length,)   a separator before every document
+    sa.s        u32 (length,)          the suffix array
+    buckets.s   int64 (2 k + 1,)       k distinct tokens, then the k + 1 borders of their suffixes: also the unigram counts
+    docs.s      int64 (documents + 1,) start of every document in tokens.s, and length + 1
+    meta.s      one JSON object a line: {"id", "metadata"}
+    metaoff.s   int64 (documents + 1,) start of every line in meta.s
+
+beside `tokenizer.json`, where there is a tokenizer, and `manifest.json` with the sizes and SHA-256 of all of them and one of itself.
+
+Opening checks the manifest, the format version and the size of every file always. The content is hashed when this user opens the
+index for the first time and whenever a file's size, inode or time stamps have changed since it was last found whole; what was found
+is noted in the cache folder. So a flipped byte is reported at the next opening, and an unchanged index opens in milliseconds.
+Only a disk that alters a file without touching its time stamps escapes this; `verify=True` hashes everything again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import CorpusError, IndexCorruptError, IndexVersionError, StorageError
+from palimpsest.files import cache_dir, sha256_file, sha256_json, write_json
+
+FORMAT = "palimpsest-index"
+VERSION = 1
+MANIFEST = "manifest.json"
+_REBUILD = "Fetch the index again or build it again; the damaged folder is then replaced."
+
+
+def shard_files(shard: int) -> list[str]:
+    """Names of the files of a shard."""
+    return [f"{part}.{shard}" for part in ("tokens", "sa", "buckets", "docs", "meta", "metaoff")]
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as the manifest has them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Writes `manifest.json` with its own checksum."""
+    body = {"format": FORMAT, "version": VERSION, **content}
+    write_json(folder / MANIFEST, {**body, "checksum": sha256_json(body)})
+
+
+def is_index(folder: Path) -> bool:
+    """Whether `folder` holds an index of any version, whole or damaged."""
+    return (folder / MANIFEST).is_file() and (folder / "tokens.0").is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index.
+
+    Raises:
+        CorpusError: there is no index.
+        IndexVersionError: another format version.
+        IndexCorruptError: the manifest is damaged, or a file is missing or of another size.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorpusError(f"There is no index at {folder}.", "Build one with CorpusIndex.build or `palimpsest index`.")
+    try:
+        manifest = json.loads(path.read_bytes())
+        checksum = manifest.pop("checksum")
+        named = manifest["format"]
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexCorruptError(f"{path} is damaged: it is not a manifest.", _REBUILD) from error
+    except PermissionError as error:
+        raise StorageError(f"{path} may not be read: {error.strerror}.", "Change its permissions.") from error
+    whole = sha256_json(manifest) == checksum
+    if named == FORMAT and isinstance(version, int) and version != VERSION:
+        raise IndexVersionError(
+            f"The index {folder} has format version {version}; this release reads version {VERSION}.", "Build the index again."
+        )
+    if not whole or named != FORMAT:
+        raise IndexCorruptError(f"{path} is damaged: its checksum does not match.", _REBUILD)
+    for name, entry in manifest["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError as error:
+            raise IndexCorruptError(f"The file {folder / name} of the index is missing.", _REBUILD) from error
+        if size != entry["bytes"]:
+            raise IndexCorruptError(f"{folder / name} is damaged: it has {size} bytes instead of {entry['bytes']}.", _REBUILD)
+    return {**manifest, "checksum": checksum}
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hashes every file of the index, in parallel, and notes that it is whole.
+
+    Raises:
+        IndexCorruptError: naming the first file whose content is not what was built.
+    """
+    names = sorted(manifest["files"])
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        hashes = list(pool.map(lambda name: sha256_file(folder / name), names))
+    for name, found in zip(names, hashes, strict=True):
+        if found != manifest["files"][name]["sha256"]:
+            raise IndexCorruptError(f"{folder / name} is damaged: its content is not what was built.", _REBUILD)
+    note_whole(folder, manifest)
+
+
+def verify_if_changed(folder: Path, manifest: dict[str, Any]) -> None:
+    """`verify_files`, unless the index was found whole before and no file has been touched since."""
+    try:
+        known = json.loads(_note(folder).read_bytes())
+    except (OSError, ValueError):
+        known = None
+    if known != _stamp(folder, manifest):
+        verify_files(folder, manifest)
+
+
+def note_whole(folder: Path, manifest: dict[str, Any]) -> None:
+    """Notes in the cache folder that the index is whole as it stands now."""
+    try:
+        write_json(_note(folder), _stamp(folder, manifest), indent=None)
+    except OSError:
+        return  # without a cache folder the next opening hashes once more: slower, never less safe
+
+
+def _note(folder: Path) -> Path:
+    return cache_dir("indexes", hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".json")
+
+
+def _stamp(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    stamp: dict[str, Any] = {"checksum": manifest["checksum"]}
+    for name in sorted(manifest["files"]):
+        status = (folder / name).stat()
+        stamp[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return stamp

@@ -1,0 +1,246 @@
+"""Searching a suffix array: the compiled loops behind `CorpusIndex`.
+
+Suffix arrays and the search whose comparisons start at the common prefix of both ends are Manber & Myers, *Suffix arrays: a new
+method for on-line string searches*, SIAM J. Comput. 22(5), 1993. Matching statistics are Chang & Lawler, *Sublinear approximate
+string matching and biological applications*, Algorithmica 12, 1994.
+
+All functions speak of one shard and take the same four arrays first:
+
+    tokens  u8|u16|u32 (length,)   documents one after the other, a separator (the greatest value of the type) before each
+    sa      u32 (length,)          start positions of all suffixes in lexicographic order; a suffix that is a prefix of another is less
+    firsts  int64 (k,)             the distinct tokens, ascending, the separator last
+    starts  int64 (k + 1,)         suffixes that start with firsts[j] are sa[starts[j] : starts[j + 1]]
+
+Queries are int64. A query never contains the separator, so a comparison that meets one ends there: no match crosses a document.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+
+@njit(cache=True, inline="always")
+def _bucket(firsts: np.ndarray, token: int) -> int:
+    """Index of `token` in `firsts`, or -1."""
+    left, right = 0, firsts.size
+    while left < right:
+        middle = (left + right) >> 1
+        if firsts[middle] < token:
+            left = middle + 1
+        else:
+            right = middle
+    if left < firsts.size and firsts[left] == token:
+        return left
+    return -1
+
+
+@njit(cache=True)
+def _lower_bound(
+    tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, query: np.ndarray, begin: int, end: int
+) -> tuple[int, int, int, int]:
+    """First index in [lo, hi) whose suffix is not less than query[begin:end].
+
+    [lo, hi) is the bucket of query[begin], so every suffix in it shares at least one token with the query.
+
+    Returns:
+        the index, the longest prefix of the query that occurs, the least index known to lie above every match,
+        and the prefix that the suffix there shares with the query.
+    """
+    length = end - begin
+    below, above = 1, 1  # tokens that the query shares with the suffixes just outside [left, right)
+    ceiling, ceiling_shares = hi, 1
+    left, right = lo, hi
+    while left < right:
+        middle = (left + right) >> 1
+        position = np.int64(sa[middle])
+        shares = min(below, above)  # all suffixes in between share at least as much
+        room = tokens.size - position
+        if room > length:
+            room = length
+        while shares < room and tokens[position + shares] == query[begin + shares]:
+            shares += 1
+        if shares == length:
+            right, above = middle, shares
+        elif shares == room or tokens[position + shares] < query[begin + shares]:
+            left, below = middle + 1, shares
+        else:
+            right, above = middle, shares
+            ceiling, ceiling_shares = middle, shares
+    return left, max(below, above), ceiling, ceiling_shares
+
+
+@njit(cache=True)
+def _range(
+    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, begin: int, end: int
+) -> tuple[int, int]:
+    """The suffixes that start with query[begin:end], as a half-open range of `sa`; (0, 0) when there are none."""
+    bucket = _bucket(firsts, query[begin])
+    if bucket < 0:
+        return 0, 0
+    lo, hi = starts[bucket], starts[bucket + 1]
+    length = end - begin
+    if length == 1:
+        return lo, hi
+    first, longest, right, above = _lower_bound(tokens, sa, lo, hi, query, begin, end)
+    if longest < length:
+        return 0, 0
+    left = first + 1
+    while left < right:  # everything from `first` up to the last match shares all of the query
+        middle = (left + right) >> 1
+        position = np.int64(sa[middle])
+        shares = above
+        room = tokens.size - position
+        if room > length:
+            room = length
+        while shares < room and tokens[position + shares] == query[begin + shares]:
+            shares += 1
+        if shares == length:
+            left = middle + 1
+        else:
+            right, above = middle, shares
+    return first, left
+
+
+@njit(cache=True)
+def find(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, separator: int) -> tuple[int, int]:
+    """The range of suffixes that start with `query` (m >= 1 ids); (-1, i) when query[i] is not an id below `separator`."""
+    for i in range(query.size):
+        if query[i] < 0 or query[i] >= separator:
+            return -1, i
+    return _range(tokens, sa, firsts, starts, query, 0, query.size)
+
+
+@njit(cache=True, parallel=True)
+def count_batch(
+    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, flat: np.ndarray, offsets: np.ndarray, out: np.ndarray
+) -> None:
+    """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]]."""
+    for i in prange(out.size):
+        lo, hi = _range(tokens, sa, firsts, starts, flat, offsets[i], offsets[i + 1])
+        out[i] += hi - lo
+
+
+@njit(cache=True)
+def longest_match(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, begin: int) -> int:
+    """Length of the longest prefix of query[begin:] that occurs."""
+    bucket = _bucket(firsts, query[begin])
+    if bucket < 0:
+        return 0
+    _, longest, _, _ = _lower_bound(tokens, sa, starts[bucket], starts[bucket + 1], query, begin, query.size)
+    return longest
+
+
+@njit(cache=True, parallel=True)
+def matching_statistics(
+    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, out: np.ndarray
+) -> None:
+    """Raises out[i] to the length of the longest prefix of query[i:] that occurs; one search for every start."""
+    for i in prange(query.size):
+        out[i] = max(out[i], longest_match(tokens, sa, firsts, starts, query, i))
+
+
+@njit(cache=True)
+def branches(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct tokens at `depth` of the suffixes sa[lo:hi], which share their first `depth` tokens.
+
+    Equal tokens lie side by side: from each token one jumps to the next by doubling steps and a binary search, O(k log(hi - lo))
+    for k distinct tokens. A suffix that ends at `depth` has no token there and is left out.
+
+    Returns:
+        values int64 (k,), ascending, and borders int64 (k + 1,): values[j] stands in sa[borders[j] : borders[j + 1]].
+    """
+    values = np.empty(8, np.int64)
+    borders = np.empty(9, np.int64)
+    k = 0
+    if lo < hi and np.int64(sa[lo]) + depth == tokens.size:
+        lo += 1
+    borders[0] = lo
+    while lo < hi:
+        token = tokens[np.int64(sa[lo]) + depth]
+        left, step = lo, 1
+        while left + step < hi and tokens[np.int64(sa[left + step]) + depth] == token:
+            left += step
+            step *= 2
+        right = min(left + step, hi)
+        left += 1
+        while left < right:
+            middle = (left + right) >> 1
+            if tokens[np.int64(sa[middle]) + depth] == token:
+                left = middle + 1
+            else:
+                right = middle
+        if k == values.size:
+            more_values = np.empty(2 * k, np.int64)
+            more_values[:k] = values
+            more_borders = np.empty(2 * k + 1, np.int64)
+            more_borders[: k + 1] = borders
+            values, borders = more_values, more_borders
+        values[k] = token
+        k += 1
+        borders[k] = left
+        lo = left
+    return values[:k], borders[: k + 1]
+
+
+@njit(cache=True)
+def next_tokens_batch(
+    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, contexts: np.ndarray, separator: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct tokens that follow each row of contexts (rows, m); a row with an id outside [0, separator) occurs nowhere.
+
+    Returns:
+        offsets int64 (rows + 1,) and ids int64: ids[offsets[i] : offsets[i + 1]] follow contexts[i], ascending.
+    """
+    rows, m = contexts.shape
+    offsets = np.zeros(rows + 1, np.int64)
+    ids = np.empty(16, np.int64)
+    used = 0
+    for i in range(rows):
+        known = True
+        for j in range(m):
+            if contexts[i, j] < 0 or contexts[i, j] >= separator:
+                known = False
+                break
+        if known:
+            lo, hi = 0, sa.size
+            if m > 0:
+                lo, hi = _range(tokens, sa, firsts, starts, contexts[i], 0, m)
+            if lo < hi:
+                values, _ = branches(tokens, sa, lo, hi, m)
+                k = values.size
+                if k > 0 and values[k - 1] == separator:
+                    k -= 1
+                if used + k > ids.size:
+                    more = np.empty(max(2 * ids.size, used + k), np.int64)
+                    more[:used] = ids[:used]
+                    ids = more
+                ids[used : used + k] = values[:k]
+                used += k
+        offsets[i + 1] = used
+    return offsets, ids[:used]
+
+
+@njit(cache=True)
+def merge_rows(offsets_a: np.ndarray, ids_a: np.ndarray, offsets_b: np.ndarray, ids_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The union, row by row, of two ragged tables of ascending ids (what two shards answered)."""
+    rows = offsets_a.size - 1
+    offsets = np.zeros(rows + 1, np.int64)
+    ids = np.empty(ids_a.size + ids_b.size, np.int64)
+    used = 0
+    for i in range(rows):
+        a, a_end = offsets_a[i], offsets_a[i + 1]
+        b, b_end = offsets_b[i], offsets_b[i + 1]
+        while a < a_end or b < b_end:
+            if b == b_end or (a < a_end and ids_a[a] <= ids_b[b]):
+                token = ids_a[a]
+            else:
+                token = ids_b[b]
+            if a < a_end and ids_a[a] == token:
+                a += 1
+            if b < b_end and ids_b[b] == token:
+                b += 1
+            ids[used] = token
+            used += 1
+        offsets[i + 1] = used
+    return offsets, ids[:used]

@@ -1,0 +1,97 @@
+"""Token storage: the type of the ids, the separator, and batches of documents as one flat array.
+
+Ids are u8, u16 or u32. The greatest value of the type is reserved: it stands before every document, so that no match can cross
+from one document into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from palimpsest.corpus.documents import Document
+from palimpsest.errors import CorpusError, InputError
+from palimpsest.tokenizer import Tokenizer
+
+DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("<u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
+
+
+def separator(dtype: np.dtype) -> int:
+    """The reserved id of a token type: its greatest value."""
+    return int(np.iinfo(dtype).max)
+
+
+def dtype_name(top: int) -> str:
+    """The narrowest type that holds the ids 0..top and its separator."""
+    for name, dtype in DTYPES.items():
+        if top < separator(dtype):
+            return name
+    raise InputError(f"The token id {top} is too great.", f"Ids may be at most {separator(DTYPES['u32']) - 1}.")
+
+
+def staging_dtype(token_dtype: str, tokenizer: Tokenizer | None) -> str:
+    """The type in which tokens are first written: the final one where it is known beforehand, else u32.
+
+    Raises:
+        InputError: an unknown type, or one that is too narrow for the tokenizer.
+    """
+    if token_dtype not in ("auto", *DTYPES):
+        raise InputError(f"The token type {token_dtype!r} is unknown.", f"Choose one of auto, {', '.join(DTYPES)}.")
+    if tokenizer is None:
+        return "u32" if token_dtype == "auto" else token_dtype
+    top = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if token_dtype == "auto":
+        return dtype_name(top)
+    if top >= separator(DTYPES[token_dtype]):
+        raise InputError(f"The tokenizer's ids run up to {top}, more than {token_dtype} holds.", f"Use {dtype_name(top)} or auto.")
+    return token_dtype
+
+
+def encode_documents(batch: Sequence[Document], tokenizer: Tokenizer | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, int]:
+    """A batch of documents as stored: a separator and the ids, document after document.
+
+    Args:
+        batch: documents with text (then a tokenizer is needed) or ids.
+        tokenizer: turns text into ids; documents that have ids keep them.
+        dtype: type of the result.
+
+    Returns:
+        the flat array of `dtype`, the documents' lengths int64 (documents,), and the greatest id (-1 when all are empty).
+
+    Raises:
+        InputError: text without a tokenizer, or an id that `dtype` cannot hold beside the separator.
+        CorpusError: text that the tokenizer refuses.
+    """
+    texts = [doc for doc in batch if doc.ids is None]
+    if texts and tokenizer is None:
+        raise InputError(f"The document {texts[0].id!r} is text, and there is no tokenizer.", "Give one, or give token ids.")
+    encoded = iter(_encode(texts, tokenizer)) if tokenizer is not None else iter(())
+    rows = [next(encoded) if doc.ids is None else doc.ids for doc in batch]
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    if not texts:
+        ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    else:
+        ids = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    limit = separator(dtype)
+    if ids.size and (ids.min() < 0 or ids.max() >= limit):
+        wrong = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
+        doc = batch[int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))]
+        raise InputError(
+            f"The document {doc.id!r} has the id {ids[wrong]}; here ids run from 0 to {limit - 1}.",
+            "Give a wider token_dtype." if ids[wrong] >= limit else "Ids are never negative.",
+        )
+    flat = np.full(ids.size + len(rows), limit, dtype)
+    is_token = np.ones(flat.size, np.bool_)
+    is_token[np.cumsum(lengths + 1) - lengths - 1] = False
+    flat[is_token] = ids
+    return flat, lengths, int(ids.max(initial=-1))
+
+
+def _encode(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
+    try:
+        return tokenizer.encode_batch([doc.text or "" for doc in docs])
+    except Exception as error:
+        raise CorpusError(f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.") from error
