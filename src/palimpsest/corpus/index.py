@@ -425,6 +425,11 @@ class CorpusIndex:
         return float(covered(self.matching_statistics(query), n).mean())
 
     @cached_property
+    def longest_document(self) -> int:
+        """Tokens of the longest document."""
+        return max(int(np.diff(shard.docs).max()) - 1 for shard in self._shards)  # a separator stands between two starts
+
+    @cached_property
     def unigrams(self) -> tuple[np.ndarray, np.ndarray]:
         """All tokens of the corpus int64 (k,), ascending, and their counts int64 (k,)."""
         return self.next_tokens([])
