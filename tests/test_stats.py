@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -14,12 +15,14 @@ from palimpsest.errors import InputError
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=15)
 
 
-def test_wilson_by_its_formula():
-    k, n, z = 7, 24, 1.959963984540054
-    rate = k / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    assert stats.wilson_interval(k, n) == pytest.approx((rate, centre - half, centre + half), abs=1e-12)
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.5, 0.95, 0.999]))
+@settings(deadline=None, max_examples=80)
+def test_rate_intervals_equal_scipy(rate, confidence):
+    k, n = rate
+    test = scipy.stats.binomtest(k, n)
+    for ours, method in ((stats.wilson_interval, "wilson"), (stats.clopper_pearson, "exact")):
+        theirs = test.proportion_ci(confidence, method)
+        assert ours(k, n, confidence) == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
 
 
 def test_clopper_pearson_at_the_ends_has_a_closed_form():

@@ -9,13 +9,14 @@ References: Wilson (JASA 1927); Clopper and Pearson (Biometrika 1934); Efron and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics
 
 from palimpsest.errors import InputError
@@ -77,7 +78,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
         >>> [round(x, 3) for x in wilson_interval(0, 20)]
         [0.0, 0.0, 0.161]
     """
-    return _proportion(successes, n, confidence, "wilson")
+    rate, z = _rate(successes, n), float(special.ndtri((1 + _confidence(confidence)) / 2))
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Interval(rate, max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0)
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -90,14 +94,16 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
         >>> [round(x, 3) for x in clopper_pearson(0, 20)]
         [0.0, 0.0, 0.168]
     """
-    return _proportion(successes, n, confidence, "exact")
+    rate, tail = _rate(successes, n), (1 - _confidence(confidence)) / 2
+    low = float(special.betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(special.betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(rate, low, high)
 
 
-def _proportion(successes: int, n: int, confidence: float, method: str) -> Interval:
+def _rate(successes: int, n: int) -> float:
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"{successes} successes of {n} trials is not a rate.", "Give n >= 1 and 0 <= successes <= n.")
-    ends = stats.binomtest(int(successes), int(n)).proportion_ci(_confidence(confidence), method=method)
-    return Interval(successes / n, float(ends.low), float(ends.high))
+    return successes / n
 
 
 def bootstrap_interval(

@@ -227,12 +227,21 @@ def _fit(levels: Sequence[float], groups: Sequence[pl.DataFrame], column: str, w
     return law.to_dict() | {"levels": [level for level, _ in chosen]}
 
 
+def copy_levels(copies: np.ndarray) -> np.ndarray:
+    """The level of each number of copies: b of the module's docstring, -1 for 0 copies.
+
+    Example:
+        >>> copy_levels(np.array([0, 1, 2, 8, 9, 10])).tolist()
+        [-1, 0, 4, 12, 12, 13]
+    """
+    # 1e-9 keeps exact powers of two on their own level whatever the rounding of the logarithm
+    level = np.floor(4 * np.log2(np.maximum(copies, 1).astype(np.float64)) + 1e-9).astype(np.int64)
+    return np.where(copies > 0, level, -1)
+
+
 def _with_level(table: pl.DataFrame) -> pl.DataFrame:
     known = table.filter(pl.col("copies").is_not_null())
-    copies = known["copies"].to_numpy().astype(np.float64)
-    # 1e-9 keeps exact powers of two on their own level whatever the rounding of the logarithm
-    level = np.where(copies > 0, np.floor(4 * np.log2(np.maximum(copies, 1)) + 1e-9), -1)
-    return known.with_columns(level=pl.Series(level.astype(np.int64)))
+    return known.with_columns(level=pl.Series(copy_levels(known["copies"].to_numpy()), dtype=pl.Int64))
 
 
 def _number(value: float) -> str:
