@@ -1,0 +1,249 @@
+"""`palimpsest index`: build, check and query the index of a corpus.
+
+A passage given as text is looked for twice where that makes a difference: as it begins a line and as it follows a space, for most
+tokenizers give the first word another id after a space.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from palimpsest.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from palimpsest.corpus import CorpusIndex, Hit
+    from palimpsest.tokenizer import Tokenizer
+
+app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
+
+Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index folder.")]
+Passage = Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The passage.")]
+Ids = Annotated[str | None, typer.Option("--ids", help="The passage as token ids, separated by commas, instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def build(
+    corpus: Annotated[Path, typer.Argument(help="A text file, a folder, or .jsonl[.gz|.zst] or .parquet with a column `text`.")],
+    out: Annotated[Path, typer.Option(help="The index folder to write.")],
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, or a folder or hub id that holds one.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model whose tokenizer is to be used, as for `palimpsest audit`.")] = None,
+    shards: Annotated[int, typer.Option(help="Parts that are sorted on their own: more need less memory.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Index CORPUS; an interrupted build continues when the same command is run again."""
+    from palimpsest.corpus import CorpusIndex
+
+    chosen = choose_tokenizer(tokenizer, model)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        index = CorpusIndex.build(corpus, chosen, out, shards=shards, progress=progress)
+    show_info(index, as_json=as_json)
+
+
+@app.command()
+def info(index: Folder, as_json: Json = False) -> None:
+    """What the index holds."""
+    show_info(open_index(index), as_json=as_json)
+
+
+@app.command()
+def verify(index: Folder, as_json: Json = False) -> None:
+    """Hash every file again and compare with the manifest; exit code 2 names the file that is damaged."""
+    from palimpsest.corpus import CorpusIndex
+
+    opened = CorpusIndex.open(index, verify=True)
+    if as_json:
+        typer.echo(json.dumps({"path": str(index), "whole": True, "files": len(opened.manifest["files"])}))
+    else:
+        typer.echo(f"{index}: {len(opened.manifest['files'])} files, all whole.")
+
+
+@app.command()
+def count(index: Folder, text: Passage = None, ids: Ids = None, as_json: Json = False) -> None:
+    """How often a passage occurs."""
+    opened = open_index(index)
+    queries = read_queries(opened, text, ids)
+    counts = [opened.count(query) for query in queries.values()]
+    if as_json:
+        parts = [{"as": name, "ids": query, "count": n} for (name, query), n in zip(queries.items(), counts, strict=True)]
+        typer.echo(json.dumps({"count": sum(counts), "parts": parts}))
+    else:
+        typer.echo(sum(counts))
+
+
+@app.command()
+def find(
+    index: Folder,
+    text: Passage = None,
+    ids: Ids = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many documents.")] = 10,
+    context: Annotated[int, typer.Option(min=0, help="Tokens to show before and after.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """The documents that hold a passage, with what stands around it."""
+    opened = open_index(index)
+    hits: dict[int, Hit] = {}
+    for query in read_queries(opened, text, ids).values():
+        for hit in opened.documents(query, limit=limit, context=context):
+            hits.setdefault(hit.index, hit)
+    found = [hits[number] for number in sorted(hits)][:limit]
+    if as_json:
+        typer.echo(json.dumps({"documents": [describe_hit(opened, hit) for hit in found]}, ensure_ascii=False))
+        return
+    console = Console()
+    for hit in found:
+        before, match, after = (as_text(opened, part) for part in (hit.before, hit.match, hit.after))
+        console.print(Text(f"{hit.doc_id} (document {hit.index}, token {hit.offset})", style="dim"))
+        console.print(Text.assemble("  … ", before, (match, "bold reverse"), after, " …"))
+    if not found:
+        console.print("No document holds this passage.")
+
+
+@app.command()
+def trace(
+    index: Folder,
+    text: Annotated[str, typer.Argument(help="A text, or - to read it from the standard input.")],
+    min_len: Annotated[int, typer.Option(min=1, help="Shorter passages, in tokens, are left out.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """The longest passages of a text that stand verbatim in the corpus, and where they come from."""
+    opened = open_index(index)
+    tokenizer = require_tokenizer(opened)
+    tokens = tokenizer.encode(typer.get_text_stream("stdin").read() if text == "-" else text)
+    if not tokens:
+        raise InputError("The text to trace is empty.", "Give some words.")
+    spans = opened.trace(tokens, min_len=min_len)
+    rows: list[dict[str, Any]] = [
+        {
+            "text": tokenizer.decode(tokens[span.start : span.end]),
+            "tokens": len(span),
+            "count": span.count,
+            "documents": [hit.doc_id for hit in span.hits],
+        }
+        for span in spans
+    ]
+    if as_json:
+        typer.echo(json.dumps({"tokens": len(tokens), "spans": rows}, ensure_ascii=False))
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("tokens", justify="right")
+    table.add_column("count", justify="right")
+    table.add_column("passage")
+    table.add_column("documents")
+    for row in rows:
+        table.add_row(str(row["tokens"]), f"{row['count']:,}", Text(row["text"]), Text(", ".join(row["documents"])))
+    Console().print(table if rows else f"No passage of {min_len} tokens or more stands in the corpus.")
+
+
+def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:
+    """The tokenizer that the options name.
+
+    Raises:
+        InputError: neither of the two is given, or both.
+    """
+    if (tokenizer is None) == (model is None):
+        raise InputError("An index needs one tokenizer.", "Give --tokenizer or --model, the one that will be asked about this corpus.")
+    if tokenizer is not None and Path(tokenizer).is_file():
+        from palimpsest.tokenizer import Tokenizer
+
+        return Tokenizer.from_file(tokenizer)
+    from palimpsest.models.load import load_model, read_tokenizer  # imports torch: not needed for a file
+
+    return read_tokenizer(tokenizer) if tokenizer is not None else load_model(str(model)).tokenizer
+
+
+def open_index(path: Path) -> CorpusIndex:
+    """Opens the index at `path`."""
+    from palimpsest.corpus import CorpusIndex
+
+    return CorpusIndex.open(path)
+
+
+def require_tokenizer(index: CorpusIndex) -> Tokenizer:
+    """The tokenizer of the index, or an `InputError` when it was built from ids."""
+    if index.tokenizer is None:
+        raise InputError(f"The index {index.path} was built from token ids: it has no tokenizer for text.", "Give --ids.")
+    return index.tokenizer
+
+
+def read_queries(index: CorpusIndex, text: str | None, ids: str | None) -> dict[str, list[int]]:
+    """The rows of ids to look for, by what they stand for.
+
+    Raises:
+        InputError: not exactly one of the two is given, or it is empty or malformed.
+    """
+    if (text is None) == (ids is None):
+        raise InputError("A passage is needed.", 'Give it as text, "in the beginning", or as --ids 12,7,99.')
+    if ids is not None:
+        parts = [part.strip() for part in ids.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise InputError(f"--ids is {ids!r}.", "Give whole numbers >= 0 separated by commas.")
+        return {"ids": [int(part) for part in parts]}
+    tokenizer = require_tokenizer(index)
+    queries = {"as given": tokenizer.encode(text or ""), "after a space": tokenizer.encode(f" {text}")}
+    if not (text or "").strip() or not queries["as given"]:
+        raise InputError("The passage is empty.", "Give some words.")
+    if queries["after a space"] == queries["as given"]:
+        del queries["after a space"]
+    return queries
+
+
+def as_text(index: CorpusIndex, ids: np.ndarray) -> str:
+    """Ids as text, or as numbers when the index has no tokenizer."""
+    return index.tokenizer.decode(ids.tolist()) if index.tokenizer else f" {' '.join(map(str, ids.tolist()))} "
+
+
+def describe_hit(index: CorpusIndex, hit: Hit) -> dict[str, Any]:
+    """A hit as plain JSON types."""
+    parts = {name: as_text(index, getattr(hit, name)) for name in ("before", "match", "after")}
+    return {"document": hit.doc_id, "index": hit.index, "offset": hit.offset, "metadata": hit.metadata, **parts}
+
+
+def show_info(index: CorpusIndex, *, as_json: bool) -> None:
+    """Prints what an index holds."""
+    try:
+        size = sum((index.path / name).stat().st_size for name in index.manifest["files"])
+    except OSError as error:
+        raise StorageError(f"{index.path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    value = {
+        "path": str(index.path),
+        "documents": index.n_documents,
+        "tokens": index.n_tokens,
+        "shards": len(index.manifest["shards"]),
+        "token_type": index.manifest["token_dtype"],
+        "bytes": size,
+        "fingerprint": index.fingerprint,
+        "tokenizer": index.tokenizer_fingerprint,
+    }
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, entry in value.items():
+        table.add_row(name.replace("_", " "), f"{entry:,}" if isinstance(entry, int) else str(entry or "none: built from ids"))
+    Console().print(table)

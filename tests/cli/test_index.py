@@ -1,0 +1,148 @@
+"""`palimpsest index`: every command on a small corpus, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from palimpsest.cli import app
+from palimpsest.corpus import CorpusIndex
+
+runner = CliRunner()
+TEXTS = {"a.txt": "the fox and the hound met the fox again", "b.txt": "fox tales: and the fox slept"}
+
+
+def run(*arguments: object, code: int = 0):
+    answer = runner.invoke(app, ["index", *map(str, arguments)])
+    assert answer.exit_code == code, answer.output
+    return answer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A folder with two texts and the tokenizer beside it."""
+    root = tmp_path_factory.mktemp("corpus")
+    (root / "texts").mkdir()
+    for name, text in TEXTS.items():
+        (root / "texts" / name).write_text(text)
+    tiny_tokenizer.save(root / "tokenizer.json")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(corpus: Path) -> Path:
+    """The index of that folder, built by the command."""
+    built = json.loads(run("build", corpus / "texts", "--tokenizer", corpus / "tokenizer.json", "--out", corpus / "index", "--json").stdout)
+    assert built["documents"] == 2
+    return corpus / "index"
+
+
+def test_build_and_info_agree_with_the_library(index: Path, tiny_tokenizer):
+    card = json.loads(run("info", index, "--json").stdout)
+    opened = CorpusIndex.open(index)
+    assert card["tokens"] == opened.n_tokens == sum(len(tiny_tokenizer.encode(text)) for text in TEXTS.values())
+    assert card["tokenizer"] == tiny_tokenizer.fingerprint
+    assert card["bytes"] == sum((index / name).stat().st_size for name in opened.manifest["files"])
+    assert opened.fingerprint in run("info", index).stdout
+
+
+@pytest.mark.parametrize("text", ["fox", "and the fox", "the", "hound", "cat", "tales: and"])
+def test_count_is_what_one_counts_by_hand_at_the_beginning_and_after_a_space(index: Path, tiny_tokenizer, text):
+    def occurrences(needle: list[int]) -> int:
+        rows = [tiny_tokenizer.encode(document) for document in TEXTS.values()]
+        return sum(row[i : i + len(needle)] == needle for row in rows for i in range(len(row)))
+
+    forms = {tuple(tiny_tokenizer.encode(text)), tuple(tiny_tokenizer.encode(" " + text))}
+    expected = sum(occurrences(list(form)) for form in forms)
+    assert int(run("count", index, text).stdout) == expected
+    answer = json.loads(run("count", index, text, "--json").stdout)
+    assert answer["count"] == expected
+    assert {tuple(part["ids"]) for part in answer["parts"]} == forms
+
+
+def test_count_takes_ids(index: Path, tiny_tokenizer):
+    ids = tiny_tokenizer.encode(" hound")
+    assert run("count", index, "--ids", ", ".join(map(str, ids))).stdout == "1\n"
+
+
+def test_find_shows_the_passage_in_its_document(index: Path):
+    documents = json.loads(run("find", index, "hound", "--json").stdout)["documents"]
+    assert [document["document"] for document in documents] == ["a.txt"]
+    assert documents[0]["before"] + documents[0]["match"] + documents[0]["after"] == TEXTS["a.txt"]
+    assert "hound" in run("find", index, "hound").stdout
+    assert "No document" in run("find", index, "unicorn").stdout
+
+
+def test_find_names_a_document_once_and_keeps_to_the_limit(index: Path):
+    assert [d["index"] for d in json.loads(run("find", index, "fox", "--json").stdout)["documents"]] == [0, 1]
+    assert len(json.loads(run("find", index, "fox", "--limit", 1, "--json").stdout)["documents"]) == 1
+
+
+def test_trace_names_the_source_of_a_quotation(index: Path):
+    spans = json.loads(run("trace", index, "he said: fox tales: and the fox fled", "--min-len", 6, "--json").stdout)["spans"]
+    assert any("fox tales: and the fox" in span["text"] and span["documents"] == ["b.txt"] for span in spans)
+    assert "b.txt" in run("trace", index, "fox tales: and the fox", "--min-len", 6).stdout
+    assert "No passage" in run("trace", index, "0123456789", "--min-len", 6).stdout
+
+
+def test_trace_reads_the_standard_input(index: Path):
+    answer = runner.invoke(app, ["index", "trace", str(index), "-", "--min-len", "6", "--json"], input=TEXTS["b.txt"])
+    assert [span["text"] for span in json.loads(answer.stdout)["spans"]] == [TEXTS["b.txt"]]
+
+
+def test_verify_finds_a_flipped_byte(corpus: Path, tmp_path: Path):
+    out = tmp_path / "index"
+    run("build", corpus / "texts", "--tokenizer", corpus / "tokenizer.json", "--out", out)
+    assert json.loads(run("verify", out, "--json").stdout)["whole"] is True
+    file = next(path for path in sorted(out.iterdir()) if path.name.startswith("tokens."))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    answer = run("verify", out, code=2)
+    assert file.name in answer.stderr
+    assert "Traceback" not in answer.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "one tokenizer"), (["--tokenizer", "x", "--model", "y"], "one tokenizer"), (["--tokenizer", "no-such-thing"], "no-such-thing")],
+)
+def test_build_needs_exactly_one_tokenizer_that_exists(corpus: Path, tmp_path: Path, options, message):
+    answer = run("build", corpus / "texts", "--out", tmp_path / "index", *options, code=2)
+    assert message in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fox", "--ids", "1"], ["--ids", "1,x"], ["--ids", ""], ["--ids", "-1"], [""], ["  "], ["--ids", "99999999"]],
+)
+def test_a_passage_that_is_none_is_refused(index: Path, arguments):
+    for command in ("count", "find"):
+        assert "error: " in run(command, index, *arguments, code=2).stderr
+
+
+def test_an_index_of_ids_says_that_it_has_no_tokenizer(tmp_path: Path):
+    CorpusIndex.build([[1, 2, 3, 1, 2]], None, tmp_path / "index")
+    assert "--ids" in run("count", tmp_path / "index", "fox", code=2).stderr
+    assert run("count", tmp_path / "index", "--ids", "1,2").stdout == "2\n"
+    assert json.loads(run("find", tmp_path / "index", "--ids", "3", "--json").stdout)["documents"][0]["match"] == " 3 "
+    assert run("trace", tmp_path / "index", "fox", code=2).stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "trace"])
+def test_a_folder_that_is_no_index_is_an_error_with_a_remedy(tmp_path: Path, command):
+    arguments = [] if command in ("info", "verify") else ["text"]
+    answer = run(command, tmp_path, *arguments, code=2)
+    assert answer.stderr.startswith("error: ")
+    assert "Traceback" not in answer.output
+
+
+def test_an_empty_corpus_leaves_nothing(corpus: Path, tmp_path: Path):
+    (tmp_path / "empty.txt").write_text("")
+    answer = run("build", tmp_path / "empty.txt", "--tokenizer", corpus / "tokenizer.json", "--out", tmp_path / "index", code=2)
+    assert "error: " in answer.stderr
+    assert not (tmp_path / "index").exists()
