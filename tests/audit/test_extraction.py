@@ -12,6 +12,7 @@ import pytest
 from palimpsest.audit.extraction import measure_extraction
 from palimpsest.audit.laws import extraction_summary, rates, size_law, with_gain
 from palimpsest.audit.samples import PrefixSuffix
+from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CapabilityError, InputError, TokenizerMismatchError
 from palimpsest.measurement import Measurement
 from palimpsest.stats import wilson_interval
@@ -102,6 +103,22 @@ def test_without_a_reference_the_gain_is_over_the_controls_of_the_same_context(t
         here = table.filter(pl.col("context") == context)
         control = here.filter(pl.col("copies") == 0)["logprob"].mean()
         assert (here["gain"] - here["logprob"] + control).abs().max() < 1e-12
+
+
+def test_any_match_finds_what_is_written_elsewhere_in_the_corpus(tiny_model, narrow_door, known_samples, tmp_path):
+    greedy = [rows[0] for rows in tiny_model.generate([s.prefix for s in known_samples], SUFFIX, stop_at_eos=False)]
+    missed = [i for i, s in enumerate(known_samples) if s.meta["right"] < SUFFIX]
+    elsewhere = missed[::2]  # what the model writes in the place of these suffixes stands in other documents
+    index = CorpusIndex.build(
+        [s.ids for s in known_samples] + [np.concatenate([[5, 7], greedy[i]]) for i in elsewhere], None, tmp_path / "i"
+    )
+    result = measure_extraction(tiny_model, known_samples, PREFIX, index=index)
+    expected = [i in elsewhere or s.meta["right"] == SUFFIX for i, s in enumerate(known_samples)]
+    assert result.table["any_match"].to_list() == expected
+    assert result.summary["overall"]["any_rate"] == np.mean(expected) > result.summary["overall"]["rate"]
+    written = measure_extraction(narrow_door(tiny_model, {"text"}), known_samples, PREFIX, index=index)
+    assert written.table["any_match"].to_list() == expected
+    assert result.provenance["corpus"] == index.fingerprint
 
 
 def test_rates_have_wilson_intervals(tiny_model, known_samples):

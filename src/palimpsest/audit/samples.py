@@ -223,9 +223,14 @@ def _passages(index: CorpusIndex, length: int, limit: int, seed: int) -> Iterato
         )
     places = np.random.default_rng(seed).choice(total, size=min(limit, total), replace=False)
     documents = np.searchsorted(ends, places, side="right")
-    begins = np.concatenate([[0], ends[:-1]])
-    for document, offset in zip(documents.tolist(), (places - begins[documents]).tolist(), strict=True):
-        yield document, offset, np.asarray(index.document_ids(document)[offset : offset + length], dtype=np.int64)
+    offsets = places - np.concatenate([[0], ends[:-1]])[documents]
+    for begin in range(0, len(places), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        rows = np.empty((len(places[part]), length), dtype=np.int64)
+        for document in np.unique(documents[part]).tolist():  # a document is read once a chunk, however many places it has
+            members = np.flatnonzero(documents[part] == document)
+            rows[members] = np.lib.stride_tricks.sliding_window_view(index.document_ids(document), length)[offsets[part][members]]
+        yield from zip(documents[part].tolist(), offsets[part].tolist(), rows, strict=True)
 
 
 def _meta(index: CorpusIndex, document: int, offset: int, **more: int) -> dict[str, Any]:
