@@ -262,6 +262,7 @@ def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int,
     builder = choose_builder(builder, tokens.size, top)
     require_space(folder, 4 * tokens.size)
     sa = suffix_array(tokens, top, builder)
+    tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
     firsts, starts = branches(tokens, sa, 0, sa.size, 0)
     _write(folder / f"sa.{shard}", [sa.astype("<u4", copy=False)])
     _write(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])

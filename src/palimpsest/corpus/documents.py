@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import zstandard
 
+from palimpsest.corpus.manifest import is_index
 from palimpsest.errors import CorpusError, InputError
 
 _SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -81,7 +82,7 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
         return
     if not path.is_dir():
         raise CorpusError(f"There is no corpus at {path}.", "Give the path of a file or a folder.")
-    if (path / "manifest.json").is_file() and (path / "sa.0").is_file():
+    if is_index(path):
         raise CorpusError(f"{path} is an index, not a corpus.", "Open it with CorpusIndex.open, or give the folder of the texts.")
     found = False
     for name in sorted(_files(path)):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,6 @@ from palimpsest.errors import InputError
 from palimpsest.tokenizer import Tokenizer
 
 _LOCATED = 10_000  # occurrences that are looked at to find distinct documents
-_parallel = threading.Lock()  # numba's simplest threading layer allows one caller at a time
 
 
 @dataclass(frozen=True)
@@ -262,9 +260,8 @@ class CorpusIndex:
         if flat.size == 0:
             raise InputError("A query has no ids.", "Give at least one.")
         self._require_ids(flat)
-        with _parallel:
-            for shard in self._shards:
-                search.count_batch(*shard.arrays, flat, offsets, out)
+        for shard in self._shards:
+            search.in_threads(search.count_rows, (*shard.arrays, flat, offsets, out), out.size)
         return out
 
     def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:
@@ -313,23 +310,20 @@ class CorpusIndex:
         query = _query(ids)
         found = self.locate(query, _LOCATED)
         hits: list[Hit] = []
-        seen = -1
-        for number, position in zip(found.shard.tolist(), found.position.tolist(), strict=True):
-            shard = self._shards[number]
-            local = int(np.searchsorted(shard.docs, position, side="right")) - 1
-            index = int(self._first_document[number]) + local
-            if index == seen:
-                continue
-            if len(hits) == limit:
-                break
-            seen = index
-            start, end = int(shard.docs[local]), int(shard.docs[local + 1]) - 1
-            tokens = shard.arrays[0]
-            stop = position + query.size
-            doc_id, metadata = self.document(index)
-            before = tokens[max(start, position - context) : position].astype(np.int64)
-            after = tokens[stop : min(end, stop + context)].astype(np.int64)
-            hits.append(Hit(doc_id, index, position - start, metadata, before, query.copy(), after))
+        for number, shard in enumerate(self._shards):
+            positions = found.position[found.shard == number]
+            holders = np.searchsorted(shard.docs, positions, side="right") - 1
+            _, firsts = np.unique(holders, return_index=True)
+            for first in firsts[: limit - len(hits)].tolist():
+                local, position = int(holders[first]), int(positions[first])
+                index = int(self._first_document[number]) + local
+                start, end = int(shard.docs[local]), int(shard.docs[local + 1]) - 1
+                tokens = shard.arrays[0]
+                stop = position + query.size
+                doc_id, metadata = self.document(index)
+                before = tokens[max(start, position - context) : position].astype(np.int64)
+                after = tokens[stop : min(end, stop + context)].astype(np.int64)
+                hits.append(Hit(doc_id, index, position - start, metadata, before, query.copy(), after))
         return hits
 
     def document_ids(self, index: int) -> np.ndarray:
@@ -408,9 +402,8 @@ class CorpusIndex:
         query = _query(ids)
         self._require_ids(query)
         out = np.zeros(query.size, np.int32)
-        with _parallel:
-            for shard in self._shards:
-                search.matching_statistics(*shard.arrays, query, out)
+        for shard in self._shards:
+            search.in_threads(search.match_rows, (*shard.arrays, query, out), query.size)
         return out
 
     def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,8 @@ from palimpsest.files import cache_dir, sha256_file, sha256_json, write_json
 FORMAT = "palimpsest-index"
 VERSION = 1
 MANIFEST = "manifest.json"
+_CLOCK_TICK = 20_000_000  # nanoseconds
 _REBUILD = "Fetch the index again or build it again; the damaged folder is then replaced."
-
-
-def shard_files(shard: int) -> list[str]:
-    """Names of the files of a shard."""
-    return [f"{part}.{shard}" for part in ("tokens", "sa", "buckets", "docs", "meta", "metaoff")]
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -53,7 +50,12 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 def is_index(folder: Path) -> bool:
     """Whether `folder` holds an index of any version, whole or damaged."""
-    return (folder / MANIFEST).is_file() and (folder / "tokens.0").is_file()
+    if (folder / "tokens.0").is_file() and (folder / "sa.0").is_file():
+        return True
+    try:
+        return FORMAT in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if is_index(folder):
+            raise IndexCorruptError(f"The file {path} of the index is missing.", _REBUILD)
         raise CorpusError(f"There is no index at {folder}.", "Build one with CorpusIndex.build or `palimpsest index`.")
     try:
         manifest = json.loads(path.read_bytes())
@@ -120,8 +124,12 @@ def verify_if_changed(folder: Path, manifest: dict[str, Any]) -> None:
 
 def note_whole(folder: Path, manifest: dict[str, Any]) -> None:
     """Notes in the cache folder that the index is whole as it stands now."""
+    stamp = _stamp(folder, manifest)
+    newest = max(entry[2] for name, entry in stamp.items() if name != "checksum")
+    if time.time_ns() - newest < _CLOCK_TICK:
+        return  # a change in the same tick of the file system's clock would not show
     try:
-        write_json(_note(folder), _stamp(folder, manifest), indent=None)
+        write_json(_note(folder), stamp, indent=None)
     except OSError:
         return  # without a cache folder the next opening hashes once more: slower, never less safe
 

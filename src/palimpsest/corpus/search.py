@@ -16,8 +16,16 @@ Queries are int64. A query never contains the separator, so a comparison that me
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+_ROWS_PER_THREAD = 1024  # searches of some microseconds that outweigh the start of a thread
 
 
 @njit(cache=True, inline="always")
@@ -53,11 +61,9 @@ def _lower_bound(
     left, right = lo, hi
     while left < right:
         middle = (left + right) >> 1
-        position = np.int64(sa[middle])
+        position: Any = np.int64(sa[middle])
         shares = min(below, above)  # all suffixes in between share at least as much
-        room = tokens.size - position
-        if room > length:
-            room = length
+        room = min(length, tokens.size - position)
         while shares < room and tokens[position + shares] == query[begin + shares]:
             shares += 1
         if shares == length:
@@ -88,11 +94,9 @@ def _range(
     left = first + 1
     while left < right:  # everything from `first` up to the last match shares all of the query
         middle = (left + right) >> 1
-        position = np.int64(sa[middle])
+        position: Any = np.int64(sa[middle])
         shares = above
-        room = tokens.size - position
-        if room > length:
-            room = length
+        room = min(length, tokens.size - position)
         while shares < room and tokens[position + shares] == query[begin + shares]:
             shares += 1
         if shares == length:
@@ -111,12 +115,20 @@ def find(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndar
     return _range(tokens, sa, firsts, starts, query, 0, query.size)
 
 
-@njit(cache=True, parallel=True)
-def count_batch(
-    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, flat: np.ndarray, offsets: np.ndarray, out: np.ndarray
+@njit(cache=True, nogil=True)
+def count_rows(
+    tokens: np.ndarray,
+    sa: np.ndarray,
+    firsts: np.ndarray,
+    starts: np.ndarray,
+    flat: np.ndarray,
+    offsets: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
 ) -> None:
-    """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]]."""
-    for i in prange(out.size):
+    """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]], for first <= i < last."""
+    for i in range(first, last):
         lo, hi = _range(tokens, sa, firsts, starts, flat, offsets[i], offsets[i + 1])
         out[i] += hi - lo
 
@@ -131,13 +143,36 @@ def longest_match(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts
     return longest
 
 
-@njit(cache=True, parallel=True)
-def matching_statistics(
-    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, out: np.ndarray
+@njit(cache=True, nogil=True)
+def match_rows(
+    tokens: np.ndarray,
+    sa: np.ndarray,
+    firsts: np.ndarray,
+    starts: np.ndarray,
+    query: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
 ) -> None:
-    """Raises out[i] to the length of the longest prefix of query[i:] that occurs; one search for every start."""
-    for i in prange(query.size):
+    """Raises out[i] to the length of the longest prefix of query[i:] that occurs, for first <= i < last: the matching statistics."""
+    for i in range(first, last):
         out[i] = max(out[i], longest_match(tokens, sa, firsts, starts, query, i))
+
+
+def in_threads(rows: Callable[..., None], arguments: tuple[np.ndarray, ...], count: int) -> None:
+    """Calls `rows(*arguments, first, last)` over 0 … count, on all cores when there is enough to do.
+
+    Plain threads around loops that release the interpreter, rather than numba's own pool: they may be started from any thread and
+    after a fork, where an OpenMP pool ends the process.
+    """
+    workers = min(os.cpu_count() or 1, count // _ROWS_PER_THREAD)
+    if workers < 2:
+        rows(*arguments, 0, count)
+        return
+    borders = np.linspace(0, count, 4 * workers + 1, dtype=np.int64).tolist()  # more blocks than threads: none waits long for the last
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(rows, *arguments, first, last) for first, last in pairwise(borders)]:
+            done.result()
 
 
 @njit(cache=True)

@@ -1,6 +1,6 @@
 """Where an index is built: a folder beside the target, locked by one builder, with a journal of what is finished.
 
-`<out>.partial/journal.jsonl` starts with the configuration and then has one JSON object for every finished piece of work. Lines are
+`<out>.partial/journal` starts with the configuration and then has one JSON object for every finished piece of work. Lines are
 only ever added at the end; a last line that was cut by a kill is dropped. `<out>.partial/index/` becomes `<out>` by a rename.
 """
 
@@ -21,7 +21,7 @@ from palimpsest.files import write_text
 
 _log = logging.getLogger(__name__)
 _FORMAT = "palimpsest-build"
-_JOURNAL = "journal.jsonl"
+_JOURNAL = "journal"
 
 
 class Journal:
