@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 TESTS ?= tests
 
-.PHONY: help demo test lint format docs bench install clean
+.PHONY: help demo test lint format docs status bench install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ format: $(BIN)/pytest  ## put the code into its standard form
 
 docs: $(BIN)/pytest  ## build the site into site/
 	$(BIN)/mkdocs build --strict
+
+status: $(BIN)/pytest  ## write the README's table of systems anew
+	$(BIN)/python docs/hooks/systems.py
 
 bench: $(BIN)/pytest  ## the speed comparisons, each beside its peer
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
