@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from palimpsest.errors import InputError, ModelNotFoundError, TokenizerMismatchError
@@ -64,11 +65,11 @@ class Tokenizer:
         """Token ids of many texts, in parallel, without special tokens."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`; special tokens are kept."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The text that each token adds: `"".join(pieces(ids)) == decode(ids)`.
 
         A token that only completes a multi-byte character carries the whole character; the tokens before it carry "".

@@ -1,0 +1,155 @@
+"""`palimpsest audit MODEL CORPUS`: what does this model remember of this text? Without arguments, the demonstration."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from palimpsest.errors import InputError
+
+ENGINES = ("local",)
+
+
+def audit(
+    model: Annotated[str | None, typer.Argument(help="A known name, a folder, a hub id, a .gguf file or http://host/v1#name.")] = None,
+    corpus: Annotated[Path | None, typer.Argument(help="Text (a file or a folder) or an index; text is indexed into OUT/index.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report; an earlier audit in it is continued.")] = Path("report"),
+    samples: Annotated[int, typer.Option(help="Passages drawn from the corpus.")] = 200,
+    context: Annotated[str, typer.Option(help="Tokens of prompt, a list: each is asked for the same suffixes.")] = "25,50,100,200",
+    suffix: Annotated[int, typer.Option(help="Tokens that count as the leak.")] = 50,
+    also: Annotated[list[str] | None, typer.Option(help="A further model, another size of the family say; may be repeated.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A model of the same tokenizer that never saw the corpus: the floor.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Text of the same kind that the model was not trained on (for membership).")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature of probabilistic extraction.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Top-k of probabilistic extraction; 0 for none.")] = 40,
+    top_p: Annotated[float | None, typer.Option(help="Top-p of probabilistic extraction.")] = None,
+    guard_n: Annotated[int, typer.Option(help="Length of the n-grams that the guard protects.")] = 10,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of an endpoint: a folder or a tokenizer.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    engine: Annotated[str, typer.Option(help="Where the work is done: local.")] = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation card instead of a table.")] = False,
+) -> None:
+    """Audit a model for what it remembers of a corpus and write a report.
+
+    Without MODEL and CORPUS the embedded demonstration runs: six twin models whose training data is known to the last copy.
+    A killed audit goes on where it was when the same command is run again.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"The engine {engine!r} is unknown.", f"Choose one of: {', '.join(ENGINES)}.")
+    if (model is None) != (corpus is None):
+        raise InputError("A model was given without a corpus.", "Give both, or neither for the demonstration.")
+    contexts = parse_contexts(context)
+    began = time.perf_counter()
+    console = Console(stderr=True)
+    with progress_bar(console) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def tell(label: str, done: float, total: float) -> None:
+            bar.update(task, description=label, completed=done, total=total)
+
+        if model is None or corpus is None:
+            from palimpsest.experiments.demonstration import demonstrate
+
+            card = demonstrate(out, seed=seed, progress=tell)
+        else:
+            from palimpsest.evaluation.protocol import AuditSettings, run_audit
+            from palimpsest.experiments.demonstration import ordinary_text
+            from palimpsest.models import Sampler, load_model
+
+            settings = AuditSettings(
+                samples=samples,
+                contexts=contexts,
+                suffix=suffix,
+                sampler=Sampler(temperature=temperature, top_k=top_k or None, top_p=top_p),
+                guard_n=guard_n,
+                seed=seed,
+            )
+            models = [load_model(name, tokenizer=tokenizer) for name in (model, *(also or []))]
+            references = {models[0].name: load_model(reference)} if reference else {}
+            card = run_audit(
+                models, corpus, out, references=references, held_out=held_out, unprotected=ordinary_text(), settings=settings, progress=tell
+            )
+        bar.update(task, description="rendering the report")
+        from palimpsest.report import render
+
+        page = render(card, out)
+    if as_json:
+        typer.echo(json.dumps(card, ensure_ascii=False))
+        return
+    show(Console(), card, page, time.perf_counter() - began)
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """`"25,50"` as `(25, 50)`.
+
+    Raises:
+        InputError: something that is no list of integers of at least 1.
+    """
+    try:
+        contexts = tuple(sorted({int(part) for part in text.replace(" ", ",").split(",") if part}))
+    except ValueError as error:
+        raise InputError(f"--context {text!r} is no list of integers.", "Write it like 25,50,100.") from error
+    if not contexts or contexts[0] < 1:
+        raise InputError(f"--context {text!r} has no length of at least 1.", "Write it like 25,50,100.")
+    return contexts
+
+
+def progress_bar(console: Console) -> Progress:
+    """The bar of a long job: what is being done, how far it is, how long it took and what is left."""
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        transient=True,
+    )
+
+
+COLOURS = {"none": "green", "low": "green", "moderate": "yellow", "high": "red"}
+
+
+def show(console: Console, card: dict[str, Any], page: Path, seconds: float) -> None:
+    """The verdict and the key figures on the terminal."""
+    verdict = card["verdict"]
+    colour = COLOURS.get(verdict["level"], "white")
+    console.print(f"\n[bold {colour}]{verdict['headline']}[/]")
+    for sentence in verdict["sentences"]:
+        console.print(f"  {sentence}", highlight=False)
+    table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    for name in ("measured", "value", "95 % interval", ""):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    for tile in card["tiles"]:
+        table.add_row(tile["label"], figure(tile["value"], tile["format"]), interval(tile), f"[dim]{tile.get('note') or ''}[/]")
+    console.print()
+    console.print(table)
+    console.print(f"\nReport: [bold]{page}[/]  ({seconds:.0f} s)", soft_wrap=True)
+
+
+def figure(value: Any, form: str) -> str:
+    """A figure as a person would write it."""
+    if value is None:
+        return "–"
+    if form == "percent":
+        return f"{100 * value:.1f} %"
+    if form == "int":
+        return f"{value:,.0f}"
+    if form == "float":
+        return f"{value:.2f}"
+    return str(value)
+
+
+def interval(tile: dict[str, Any]) -> str:
+    """The interval of a tile, or nothing."""
+    if tile.get("low") is None or tile.get("high") is None:
+        return ""
+    return f"{figure(tile['low'], tile['format'])} – {figure(tile['high'], tile['format'])}"

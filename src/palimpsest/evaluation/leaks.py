@@ -1,0 +1,118 @@
+"""What leaks, word for word, and the documents that it comes from.
+
+For each passage the model writes on from the prefix, greedily; what it writes is traced in the corpus index: the maximal runs of
+tokens that stand there verbatim, how often, and in which documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from palimpsest.audit.samples import PrefixSuffix, require_samples
+from palimpsest.corpus import CorpusIndex
+from palimpsest.measurement import Measurement, environment
+from palimpsest.models import LanguageModel
+from palimpsest.models.base import Progress
+from palimpsest.tokenizer import Tokenizer
+
+
+def measure_leaks(
+    model: LanguageModel,
+    samples: Sequence[PrefixSuffix],
+    index: CorpusIndex,
+    *,
+    min_len: int = 8,
+    max_docs: int = 5,
+    context: int = 24,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Writes on from every prefix and traces what comes out.
+
+    Args:
+        model: needs "text".
+        samples: passages; the model writes as many tokens as the suffix has.
+        index: the corpus, of the model's tokenizer.
+        min_len: shortest traced run, tokens.
+        max_docs: documents named for each run.
+        context: tokens shown before and after the run in its document.
+        progress: called with (passages done, passages in all).
+
+    Returns:
+        One row per passage: id, copies, domain, prefix_text, output_text, true_text, exact, matched (tokens right before the first
+        error), traced (share of the output inside traced runs), spans (JSON: character offsets in output_text, count, documents).
+
+    Raises:
+        InputError, CapabilityError, TokenizerMismatchError: as the model and the index say.
+    """
+    require_samples(samples)
+    model.require("text", "Writing out passages")
+    if index.tokenizer_fingerprint is not None:
+        model.tokenizer.require_same(index.tokenizer_fingerprint, f"the index {index.path}")
+    rows: list[dict[str, Any]] = []
+    longest = max(sample.suffix_len for sample in samples)
+    outputs = model.generate([s.prefix for s in samples], longest, stop_at_eos=False, progress=progress)
+    for sample, continuations in zip(samples, outputs, strict=True):
+        written = continuations[0][: sample.suffix_len]
+        spans = trace_text(index, model.tokenizer, written, min_len=min_len, max_docs=max_docs, context=context)
+        hits = written == sample.suffix[: len(written)]
+        rows.append(
+            {
+                "id": str(sample.meta.get("id", len(rows))),
+                "copies": sample.meta.get("copies"),
+                "domain": sample.meta.get("domain"),
+                "prefix_text": model.tokenizer.decode(sample.prefix),
+                "output_text": "".join(model.tokenizer.pieces(written)),
+                "true_text": model.tokenizer.decode(sample.suffix),
+                "exact": bool(hits.all()) and len(written) == sample.suffix_len,
+                "matched": len(hits) if hits.all() else int(np.argmin(hits)),
+                "traced": float(np.mean(covered(len(written), spans))) if len(written) else 0.0,
+                "spans": json.dumps(spans, ensure_ascii=False),
+            }
+        )
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    exact = int(table["exact"].sum())
+    summary = {"passages": len(rows), "exact": exact, "traced": float(table["traced"].mean() or 0.0)}  # type: ignore[arg-type]
+    provenance = {
+        "model": model.describe(),
+        "corpus": index.fingerprint,
+        "min_len": min_len,
+        "decoding": "greedy",
+        "environment": environment(),
+    }
+    return Measurement("leaks", table, summary, provenance)
+
+
+def trace_text(
+    index: CorpusIndex, tokenizer: Tokenizer, ids: np.ndarray, *, min_len: int, max_docs: int, context: int
+) -> list[dict[str, Any]]:
+    """The runs of `ids` that stand in the corpus, with character offsets in the joined pieces and the texts of their documents."""
+    ends = np.cumsum([0, *(len(piece) for piece in tokenizer.pieces(ids))])
+    spans = []
+    for span in index.trace(ids, min_len=min_len, max_docs=0) if len(ids) >= min_len else []:
+        run = ids[span.start : span.end]
+        documents = [
+            {
+                "document": hit.doc_id,
+                "before": tokenizer.decode(hit.before),
+                "match": tokenizer.decode(hit.match),
+                "after": tokenizer.decode(hit.after),
+            }
+            for hit in index.documents(run, limit=max_docs, context=context)
+        ]
+        start, end = int(ends[span.start]), int(ends[span.end])
+        if start < end:  # a run of pieces that complete no character has no place in the text
+            spans.append({"start": start, "end": end, "tokens": [span.start, span.end], "count": int(span.count), "documents": documents})
+    return spans
+
+
+def covered(length: int, spans: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Which of `length` tokens lie inside a span."""
+    inside = np.zeros(length, dtype=bool)
+    for span in spans:
+        inside[span["tokens"][0] : span["tokens"][1]] = True
+    return inside

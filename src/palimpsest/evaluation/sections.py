@@ -1,0 +1,357 @@
+"""From measurements to the sections of a report: each asks one question, answers it in plain words and shows what it rests on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from palimpsest.audit.laws import rates, size_law
+from palimpsest.evaluation import blocks
+from palimpsest.evaluation.blocks import Block, count_of, percent
+from palimpsest.evaluation.guarding import guard
+from palimpsest.measurement import Curve, Measurement, Series
+from palimpsest.models import LanguageModel
+from palimpsest.stats import Interval
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation.protocol import AuditPlan
+
+SHARE: dict[str, Any] = {"y_label": "share of passages", "y_domain": (0, 1), "y_format": "percent"}
+WILSON = "Bands are 95 % Wilson intervals."
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """An audit that has been run: the plan, the results by step name, and what was skipped, by section."""
+
+    plan: AuditPlan
+    results: Mapping[str, Measurement]
+    skipped: Mapping[str, str]
+
+    def of(self, kind: str, model: LanguageModel) -> Measurement | None:
+        """The result of one kind of measurement for a model, None where it was not run."""
+        return self.results.get(f"{kind}.{slug(model.name)}")
+
+    def result(self, kind: str, model: LanguageModel) -> Measurement:
+        """The result of one kind of measurement that a section which was not skipped rests on."""
+        return self.results[f"{kind}.{slug(model.name)}"]
+
+    @cached_property
+    def largest(self) -> LanguageModel:
+        """The audited model with the most parameters: the one that the leaks and the guard are shown on."""
+        return largest(self.plan.models)
+
+    @cached_property
+    def context(self) -> int:
+        """The longest context, at which the headline figures are taken."""
+        return max(self.plan.settings.contexts)
+
+    @cached_property
+    def best_attack(self) -> dict[str, Any] | None:
+        """The membership score with the greatest AUC on the largest model, with its figures; None where none was measured."""
+        result = self.of("membership", self.largest)
+        if result is None:
+            return None
+        name = max(result.summary["methods"], key=lambda method: result.summary["methods"][method]["auc"])
+        return {"method": name, **result.summary["methods"][name]}
+
+    @cached_property
+    def guard(self) -> dict[str, Interval] | None:
+        """Rates over the passages tried on the largest model: "off" and "on" to the letter, "approximate" under guard."""
+        free, held = self.of("open", self.largest), self.of("guarded", self.largest)
+        if free is None or held is None:
+            return None
+        plainly = [result.table.filter(pl.col("transform") == "identity") for result in (free, held)]
+        return {
+            "off": blocks.rate_of(plainly[0]["verbatim"].to_list()),
+            "on": blocks.rate_of(plainly[1]["verbatim"].to_list()),
+            "approximate": blocks.rate_of(plainly[1]["approximate"].to_list()),
+            "styled": Interval(*(held.summary["any_transform"][key] for key in ("estimate", "low", "high"))),
+        }
+
+    def extracted(self, model: LanguageModel) -> pl.DataFrame:
+        """The rows of a model at the longest context, of passages that stand in the training data at least once."""
+        return planted(self.result("extraction", model).table.filter(pl.col("context") == self.context))
+
+
+def slug(name: str) -> str:
+    """A model's name as part of a file name."""
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in name).strip(".-") or "model"
+
+
+def largest(models: tuple[LanguageModel, ...]) -> LanguageModel:
+    """The model with the most parameters; the first where they are not known."""
+    return max(models, key=lambda model: model.parameters or 0)
+
+
+def planted(table: pl.DataFrame) -> pl.DataFrame:
+    """The passages that are not known to be absent from the training data."""
+    return table.filter(pl.col("copies").is_null() | (pl.col("copies") >= 1))
+
+
+def all_sections(record: AuditRecord) -> list[dict[str, Any]]:
+    """Every section of the report, in order; what could not be measured is there with its reason."""
+    makers: list[tuple[str, str, str, Callable[[AuditRecord], dict[str, Any]]]] = [
+        ("extraction", "Word for word", "Shown the beginning of a passage, does the model write the rest?", extraction),
+        ("probabilistic", "With many tries", "How often must one ask until a passage comes out?", probabilistic),
+        ("leaks", "What leaks, and from where", "What does the model write, and which documents is it from?", leaks),
+        ("membership", "Was it in the training data?", "Can one tell from the model's scores which texts it was trained on?", membership),
+        ("guard", "With a guard", "What would a guard have stopped, what still leaks past it, and what does it cost?", guard),
+    ]
+    sections = []
+    for name, title, question, maker in makers:
+        if name in record.skipped:
+            sections.append(blocks.skipped(name, title, question, record.skipped[name]))
+        else:
+            sections.append({**maker(record), "id": name, "title": title, "question": question})
+    return sections
+
+
+def extraction(record: AuditRecord) -> dict[str, Any]:
+    """Discoverable extraction (011): rates by copies, context, size and domain, and the log-linear laws."""
+    plan = record.plan
+    made: list[Block] = []
+    by_copies, by_context = [], []
+    for model in plan.models:
+        result = record.result("extraction", model)
+        here = result.table.filter(pl.col("context") == record.context)
+        by_copies.append(blocks.line(model.name, blocks.rate_points(rates(here, "copies"), "copies")))
+        by_context.append(blocks.line(model.name, blocks.rate_points(rates(planted(result.table), "context"), "context")))
+    floor = _floor(record)
+    if floor is not None:
+        by_copies.append(floor)
+    levels = {point["x"] for series in by_copies for point in series.points}
+    if len(levels) > 1:
+        caption = (
+            f"Greedy decoding with {record.context} tokens of prompt; a passage counts when all {plan.settings.suffix} tokens are right. "
+            f"{WILSON}"
+        )
+        made.append(
+            blocks.curve(
+                Curve("extraction-copies", "The more often a text was repeated, the more of it comes out", "copies in the training data",
+                      series=by_copies, x_scale="symlog", caption=caption, **SHARE)
+            )
+        )  # fmt: skip
+    if len(plan.settings.contexts) > 1:
+        caption = f"The same suffixes with more of what stands before them. {WILSON}"
+        made.append(
+            blocks.curve(
+                Curve(
+                    "extraction-context",
+                    "A longer prompt draws out more",
+                    "tokens of prompt",
+                    series=by_context,
+                    x_scale="log",
+                    caption=caption,
+                    **SHARE,
+                )
+            )
+        )
+    made += _size(record)
+    made.append(_laws(record))
+    made.append(_by_domain(record))
+    best = record.largest
+    rows = record.extracted(best)
+    hits, n = int(rows["extracted"].sum()), len(rows)
+    answer = (
+        f"{best.name} writes {count_of(hits, n)} passages ({percent(hits / n)}) to the letter when it is shown {record.context} tokens of "
+        "them."
+    )
+    if "reference_extracted" in rows.columns:
+        same = int(rows["reference_extracted"].sum())
+        answer += f" Its reference, which never saw them, writes {same}: what is above that is memory, not skill."
+    return blocks.section("", "", "", answer, made)
+
+
+def _floor(record: AuditRecord) -> Series | None:
+    """What the largest model's reference writes: generalization."""
+    result = record.of("extraction", record.largest)
+    if result is None or "reference_extracted" not in result.table.columns:
+        return None
+    here = result.table.filter(pl.col("context") == record.context).with_columns(extracted=pl.col("reference_extracted"))
+    return blocks.line("never saw the texts", blocks.rate_points(rates(here, "copies"), "copies"), "dashed")
+
+
+def _size(record: AuditRecord) -> list[Block]:
+    sizes = [model.parameters for model in record.plan.models]
+    if len(sizes) < 2 or None in sizes or len(set(sizes)) < len(sizes):
+        return []
+    pairs: list[tuple[LanguageModel | Mapping[str, Any], Measurement]] = [
+        (model, record.results[f"extraction.{slug(model.name)}"]) for model in record.plan.models
+    ]
+    law = size_law(pairs, context=record.context)
+    return [blocks.curve(replace(law.curves["extraction-size"], id="extraction-size"))]
+
+
+def _laws(record: AuditRecord) -> Block:
+    rows = []
+    for model in record.plan.models:
+        result = record.result("extraction", model)
+        for over, laws in result.summary["laws"].items():
+            for figure, law in laws.items():
+                row = {"model": model.name, "law": over, "of": "rate" if figure == "rate" else "log-probability gain"}
+                if "slope" in law:
+                    row |= {"slope": [law["slope"], law["low"], law["high"]], "r2": law["r2"], "n": len(law["levels"]), "note": ""}
+                else:
+                    row |= {"slope": None, "r2": None, "n": None, "note": f"no fit: {law['reason']}"}
+                rows.append(row)
+    columns = [("model", "Model", "text"), ("law", "Over", "text"), ("of", "Of", "text"), ("slope", "Slope per tenfold", "interval"),
+               ("r2", "R²", "float"), ("n", "Levels", "int"), ("note", "", "text")]  # fmt: skip
+    caption = (
+        "Straight lines over log10 of copies or context. The rate is fitted where it lies between 5 % and 95 %; the gain is the mean "
+        "log-probability per token above the reference, or above passages with 0 copies."
+    )
+    return blocks.table("extraction-laws", "The log-linear laws", columns, rows, caption)
+
+
+def _by_domain(record: AuditRecord) -> Block:
+    rows = []
+    for model in record.plan.models:
+        table = record.extracted(model)
+        kinds = [("all passages", table)]
+        if table["domain"].n_unique() > 1:
+            kinds += [(str(domain), table.filter(pl.col("domain") == domain)) for domain in sorted(table["domain"].drop_nulls().unique())]
+        for name, part in kinds:
+            row = rates(part)[0]
+            cell = {"model": model.name, "kind": name, "n": row["n"], "rate": [row["rate"], row["low"], row["high"]]}
+            cell |= {"logprob": row.get("logprob"), "floor": row.get("reference_rate")}
+            rows.append(cell)
+    columns = [("model", "Model", "text"), ("kind", "Kind of text", "text"), ("n", "Passages", "int"),
+               ("rate", "Written to the letter", "interval"),
+               ("floor", "By its reference", "percent"), ("logprob", "Log-prob. per token", "float")]  # fmt: skip
+    title = f"By model and kind of text ({record.context} tokens of prompt)"
+    return blocks.table("extraction-kinds", title, columns, rows, "Passages with at least one copy in the training data.")
+
+
+def probabilistic(record: AuditRecord) -> dict[str, Any]:
+    """Probabilistic extraction (029)."""
+    made: list[Block] = []
+    rows, series = [], []
+    middle = min(record.plan.settings.confidences, key=lambda p: abs(p - 0.5))
+    for model in record.plan.models:
+        result = record.result("probabilistic", model)
+        group = result.summary["planted"] or result.summary["overall"]
+        at = {(rate["n"], rate["p"]): rate for rate in group["rates"]}
+        points = [{"x": n, "y": at[n, middle]["rate"], "low": at[n, middle]["low"], "high": at[n, middle]["high"], "n": group["n_samples"]}
+                  for n in record.plan.settings.tries]  # fmt: skip
+        series.append(blocks.line(model.name, points))
+        row: dict[str, Any] = {"model": model.name, "greedy": [group["greedy"][key] for key in ("rate", "low", "high")]}
+        for n in record.plan.settings.tries:
+            row[f"n{n}"] = at[n, middle]["rate"]
+        rows.append(row | {"crossing": group["crossing_n"]})
+    sampler = record.plan.settings.sampler
+    caption = f"Exact, from one pass: the probability of every passage under {sampler}. {WILSON}"
+    title = f"Share of passages that come out at least once in n tries (with probability {middle:g})"
+    made.append(blocks.curve(Curve("probabilistic-n", title, "tries n", series=series, x_scale="log", caption=caption, **SHARE)))
+    best = record.result("probabilistic", record.largest)
+    if "probabilistic-n-copies" in best.curves and len(best.summary["by_copies"]) > 1:
+        made.append(blocks.curve(replace(best.curves["probabilistic-n-copies"], title=f"{record.largest.name}: tries needed, by copies")))
+    columns = [("model", "Model", "text"), ("greedy", "Greedy, once", "interval")]
+    columns += [(f"n{n}", f"n = {n:,}", "percent") for n in record.plan.settings.tries]
+    columns += [("crossing", "n that equals greedy", "int")]
+    made.append(blocks.table("probabilistic-table", f"Extractable in n tries with probability {middle:g}", columns, rows,
+                             "Passages with at least one copy in the training data."))  # fmt: skip
+    group = best.summary["planted"] or best.summary["overall"]
+    at = {(rate["n"], rate["p"]): rate["rate"] for rate in group["rates"]}
+    few, many = min(record.plan.settings.tries, key=lambda n: abs(n - 1000)), max(record.plan.settings.tries)
+    answer = (
+        f"Greedy decoding finds {percent(group['greedy']['rate'])} of the passages. Who may sample {few:,} times finds "
+        f"{percent(at[few, middle])}, and {many:,} times {percent(at[many, middle])} ({record.largest.name}, {sampler})."
+    )
+    return blocks.section("", "", "", answer, made)
+
+
+def leaks(record: AuditRecord) -> dict[str, Any]:
+    """Leaked passages with highlighted spans and the documents that they are from."""
+    result = record.result("leaks", record.largest)
+    chances = record.of("probabilistic", record.largest)
+    needed = dict(chances.table.select("id", "n_for_0.5").iter_rows()) if chances and "n_for_0.5" in chances.table.columns else {}
+    items = []
+    for row in result.table.iter_rows(named=True):
+        facts = [
+            blocks.fact("Right before the first error", f"{row['matched']} tokens"),
+            blocks.fact("Found in the corpus", row["traced"], "percent"),
+        ]
+        if row["id"] in needed:
+            tries = needed[row["id"]]
+            facts.append(
+                blocks.fact("Tries for an even chance", tries, "int") if tries else blocks.fact("Tries for an even chance", "never")
+            )
+        spans = [{key: span[key] for key in ("start", "end", "count", "documents")} for span in json.loads(row["spans"])]
+        fields = {key: row[key] for key in ("id", "copies", "domain", "prefix_text", "output_text", "true_text")}
+        items.append({**fields, "model": record.largest.name, "spans": _apart(spans), "facts": facts})
+    exact, n = result.summary["exact"], result.summary["passages"]
+    answer = (
+        f"Of the {n} passages shown here, {exact} come out to the letter. Marked text stands word for word in the corpus; choose a mark "
+        "to see where."
+    )
+    caption = "Dimmed: what the model was shown. Then what it wrote, greedily."
+    shown = {"type": "passages", "id": "leaks", "title": "Leaked passages", "caption": caption, "items": items}
+    return blocks.section("", "", "", answer, [shown])
+
+
+def membership(record: AuditRecord) -> dict[str, Any]:
+    """Membership inference against a blind baseline."""
+    result = record.result("membership", record.largest)
+    best = record.best_attack
+    assert best is not None  # it is taken from the same result
+    made = [
+        blocks.curve(replace(result.curves["membership-roc"], title=f"{record.largest.name}: members found at every rate of false alarms"))
+    ]
+    by_copies = []
+    for model in record.plan.models:
+        own = record.of("membership", model)
+        rows = [row for row in own.summary["by_copies"] if row["method"] == "loss"] if own else []
+        points = [{"x": row["copies"], "y": row["auc"], "low": row["low"], "high": row["high"], "n": row["n"]} for row in rows]
+        by_copies.append(blocks.line(model.name, points))
+    if any(len(series.points) > 1 for series in by_copies):
+        caption = "AUC of the plain loss: members of each level against all non-members; 95 % bootstrap intervals; 0.5 is guessing."
+        title = "Only repeated texts betray their membership"
+        made.append(
+            blocks.curve(
+                Curve(
+                    "membership-copies", title, "copies in the training data", "AUC", by_copies, "symlog", y_domain=(0, 1), caption=caption
+                )
+            )
+        )
+    rows = []
+    for model in record.plan.models:
+        own = record.of("membership", model)
+        for name, figures in (own.summary["methods"] if own else {}).items():
+            rows.append({"model": model.name, "method": name, "auc": [figures["auc"], figures["low"], figures["high"]],
+                         "tpr1": figures["tpr_at_0.01"], "tpr01": figures["tpr_at_0.001"]})  # fmt: skip
+    columns = [("model", "Model", "text"), ("method", "Score", "text"), ("auc", "AUC", "interval"),
+               ("tpr1", "Found at 1 % false alarms", "percent"), ("tpr01", "at 0.1 %", "percent")]  # fmt: skip
+    blind = result.summary["blind"]
+    caption = f"{result.summary['members']} members, {result.summary['nonmembers']} non-members."
+    if blind is not None:
+        ends = f"{blind['low']:.2f} to {blind['high']:.2f}"
+        caption += (
+            f" A classifier that never asks the model reaches an AUC of {blind['estimate']:.2f} ({ends}); what is above it is memory."
+        )
+    made.append(blocks.table("membership-scores", "Every score", columns, rows, caption))
+    answer = (
+        f"The best score ({best['method']}) ranks a member above a non-member {percent(best['auc'])} of the time on {record.largest.name}; "
+        f"allowed 1 % of false alarms, it finds {percent(best['tpr_at_0.01'])} of the members."
+    )
+    return blocks.section("", "", "", " ".join([answer, *result.summary["warnings"]]), made)
+
+
+def _apart(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spans without overlap: where two do, the later one begins where the earlier one ends."""
+    made: list[dict[str, Any]] = []
+    for span in spans:
+        start = max(span["start"], made[-1]["end"] if made else 0)
+        if start < span["end"]:
+            made.append({**span, "start": start})
+    return made
+
+
+def share(row: Mapping[str, Any], key: str = "rate") -> Interval:
+    """A rate with its ends as an `Interval`."""
+    return Interval(row[key], row["low"], row["high"])
