@@ -84,17 +84,19 @@ def system_page(system: System) -> str:
     homes = "<br>".join(f"`{entry}`" + (" (not there yet)" if entry in absent else "") for entry in system.lives_in)
     source = f"[{system.source}]({system.url})" if system.url else system.source
     rows = {
-        "state": f"{MARKS[state(system)]} {state(system)}",
         "source": source,
         "kind": ", ".join(system.kinds),
-        "memory": f"{system.memory_kind.value}: held in {words(memory.location)}, lasts for {words(memory.persistence)}",
-        "written by": words(memory.write_path),
-        "read by": words(memory.access_path),
+        "memory": system.memory_kind.value,
+        "location": words(memory.location),
+        "persistence": words(memory.persistence),
+        "write path": words(memory.write_path),
+        "access path": words(memory.access_path),
         "control": f"{', '.join(granted) or 'none'}; revert: {control.revert.value}",
         "stages": " → ".join(stage.value for stage in system.stages),
         "lives in": homes,
     }
-    lines = [f"# {system.slug}", "", f"*{escape(system.title)}*", "", f"> {system.claim}", "", "| | |", "| --- | --- |"]
+    lines = [f"# {system.slug}", "", f"*{escape(system.title)}*", "", f"> {system.claim}", ""]
+    lines += [f"| state | {mark(system)} |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     if experiment_file(system.slug).is_file():
         lines += ["", "```bash", f"palimpsest reproduce {system.slug}", "```"]
@@ -160,6 +162,11 @@ def figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 
+def mark(system: System) -> str:
+    """A system's state with its sign, not to be broken over lines."""
+    return f"{MARKS[state(system)]} {state(system)}".replace(" ", "\u00a0")
+
+
 def words(name: str) -> str:
     """An enum's value as words."""
     return name.replace("_", " ")
@@ -176,7 +183,7 @@ def status_table() -> str:
     for system in SYSTEMS:
         if state(system) is not State.PLANNED:
             title = f"[{escape(system.title)}]({system.url})" if system.url else escape(system.title)
-            rows.append(f"| {system.number:03d} | `{system.slug}` | {title} | {MARKS[state(system)]} {state(system)} |")
+            rows.append(f"| {system.number:03d} | `{system.slug}` | {title} | {mark(system)} |")
     counts = Counter(state(system) for system in SYSTEMS)
     summary = ", ".join(f"{counts[name]} {name}" for name in State if counts[name])
     return "\n".join([*rows, "", f"Of {len(SYSTEMS)} systems: {summary}.", ""])

@@ -77,14 +77,14 @@ def show_card(system: System, *, as_json: bool) -> None:
         typer.echo(json.dumps({**system.to_dict(), "missing": missing(system), "result": outcome}, ensure_ascii=False, indent=1))
         return
     absent = set(missing(system))
+    path = {name: value for name, value in vars(system.memory).items() if name != "controllability"}
     control = system.memory.controllability
     granted = [name.replace("_", " ") for name, value in vars(control).items() if value is True]
     rows = {
         "source": system.source + (f"\n{system.url}" if system.url else ""),
         "kind": ", ".join(system.kinds),
         "claim": system.claim,
-        "memory": f"{system.memory_kind.value}: held in {_words(system.memory.location)}, lasts for {_words(system.memory.persistence)}, "
-        f"written by {_words(system.memory.write_path)}, read by {_words(system.memory.access_path)}",
+        "memory": f"{system.memory_kind.value}; " + "; ".join(f"{_words(name)}: {_words(value)}" for name, value in path.items()),
         "control": f"{', '.join(granted) or 'none'}; revert: {control.revert.value}",
         "stages": " → ".join(stage.value for stage in system.stages),
         "lives in": "\n".join(entry + (" (not there yet)" if entry in absent else "") for entry in system.lives_in),
