@@ -119,6 +119,8 @@ def test_any_match_finds_what_is_written_elsewhere_in_the_corpus(tiny_model, nar
     written = measure_extraction(narrow_door(tiny_model, {"text"}), known_samples, PREFIX, index=index)
     assert written.table["any_match"].to_list() == expected
     assert result.provenance["corpus"] == index.fingerprint
+    narrow = CorpusIndex.build([[1, 2, 3]], None, tmp_path / "n")  # one byte a token: most ids of the model cannot be asked for
+    assert measure_extraction(tiny_model, known_samples, PREFIX, index=narrow).table["any_match"].sum() == 40 - len(missed)
 
 
 def test_rates_have_wilson_intervals(tiny_model, known_samples):

@@ -161,3 +161,12 @@ def test_a_passage_must_be_cut_in_two():
         PrefixSuffix(np.arange(5.0), 2, 3)
     with pytest.raises(InputError, match="context of 4 tokens"):
         PrefixSuffix(np.arange(5), 3, 2).with_context(4)
+
+
+def test_everything_that_the_package_names_can_be_imported():
+    import palimpsest.audit as package
+
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="measure_vibes"):
+        package.measure_vibes  # noqa: B018

@@ -1,1 +1,48 @@
+"""What is in the weights: one measurement a file, each a function `measure_*` that returns a `Measurement`."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from palimpsest.audit.approximate import measure_approximate
+    from palimpsest.audit.extraction import measure_extraction
+    from palimpsest.audit.laws import size_law
+    from palimpsest.audit.membership import measure_membership
+    from palimpsest.audit.near_verbatim import measure_near_verbatim
+    from palimpsest.audit.probabilistic import measure_probabilistic
+    from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, stratified_samples
+
+_HOMES = {
+    "PrefixSuffix": "samples",
+    "benchmark_samples": "samples",
+    "corpus_samples": "samples",
+    "measure_approximate": "approximate",
+    "measure_extraction": "extraction",
+    "measure_membership": "membership",
+    "measure_near_verbatim": "near_verbatim",
+    "measure_probabilistic": "probabilistic",
+    "size_law": "laws",
+    "stratified_samples": "samples",
+}
+
+__all__ = [
+    "PrefixSuffix",
+    "benchmark_samples",
+    "corpus_samples",
+    "measure_approximate",
+    "measure_extraction",
+    "measure_membership",
+    "measure_near_verbatim",
+    "measure_probabilistic",
+    "size_law",
+    "stratified_samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is asked for: samples should not cost the import of scikit-learn."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

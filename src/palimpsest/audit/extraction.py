@@ -132,8 +132,8 @@ def measure_extraction(
             written = _continuations(model, [rows[j] for j in missed], [starts[j] for j in missed], 1, stage(len(rows)))
         else:
             written = [outputs[j] for j in missed]
-        elsewhere = dict(zip(missed, index.count_batch(written).tolist(), strict=True)) if missed else {}
-        columns["any_match"] = [elsewhere.get(j, 1) > 0 for j in range(len(rows))]
+        elsewhere = dict(zip(missed, _stands_in(index, written), strict=True))
+        columns["any_match"] = [elsewhere.get(j, True) for j in range(len(rows))]
     if progress:
         progress(len(rows) * passes, len(rows) * passes)
     table = with_gain(pl.DataFrame(columns, schema={name: kind for name, kind in _SCHEMA.items() if name in columns}))
@@ -193,3 +193,12 @@ def _continuations(
         for j, continuations in zip(chosen, found, strict=True):
             out[j] = continuations[0]
     return out
+
+
+def _stands_in(index: CorpusIndex, written: Sequence[np.ndarray]) -> list[bool]:
+    """Whether each row occurs in the corpus; one with an id that the corpus does not have is not looked up."""
+    known, _ = index.next_tokens([])
+    possible = [j for j, row in enumerate(written) if np.isin(row, known).all()]
+    found = np.zeros(len(written), dtype=bool)
+    found[possible] = index.count_batch([written[j] for j in possible]) > 0
+    return found.tolist()
