@@ -151,7 +151,7 @@ class Measurement:
         """Reads what `save` wrote."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
-    def plot(self, curve: str | None = None) -> altair.Chart:
+    def plot(self, curve: str | None = None) -> altair.LayerChart:
         """An Altair chart of one of `curves` (the first by default); in a notebook it shows itself.
 
         Raises:
