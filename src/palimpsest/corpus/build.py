@@ -51,8 +51,9 @@ def build_index(
     config = {"version": layout.VERSION, "tokenizer": tokenizer.fingerprint if tokenizer else None, "token_dtype": token_dtype}
     plan = {"stage": "plan", "shards": shards, "builder": builder}
     request = {**config, "shards": shards, "builder": builder}
-    refuse_foreign(out)
-    unfinished = partial_folder(out).exists()
+    with storage_errors(out):
+        refuse_foreign(out)
+        unfinished = partial_folder(out).exists()
     if resume and not unfinished and _is_built(docs, out, request):
         return
     with storage_errors(out), workspace(out, config, resume) as (work, journal):
@@ -186,6 +187,7 @@ def _stage(
         with open(work / name, "ab") as stream:
             stream.truncate(size)
     if state["top"] < 0:
+        journal.truncate(0)  # nothing to continue
         what = f"Its {state['documents']} documents are all empty." if state["documents"] else "There are no documents."
         raise CorpusError(f"The corpus is empty. {what}", "Give at least one document with one token.")
     return state
