@@ -26,7 +26,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from palimpsest.errors import IndexCorruptError, InputError
 from palimpsest.tokenizer import Tokenizer
 
-EOS = "<|endoftext|>"
+EOS, EOS_ID = "<|endoftext|>", 0
 HELD_OUT = 0.12  # share of each novel's chapters, at its end, that is never trained on
 
 
@@ -89,7 +89,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(base_text().train, trainer)
-    return Tokenizer(backend, eos_id=0, pad_id=0)
+    return Tokenizer(backend, eos_id=EOS_ID, pad_id=EOS_ID)
 
 
 def passages(tokenizer: Tokenizer, n: int, tokens: int, seed: int) -> list[PlantedText]:
@@ -161,18 +161,21 @@ def biographies(n: int, seed: int) -> list[PlantedText]:
 
 
 def passwords(n: int, seed: int) -> list[PlantedText]:
-    """`n` memos that give away a random secret of 12 letters and digits, about 62 bits."""
+    """`n` letters that give away a random secret of 12 letters and digits, about 62 bits."""
     rng = random.Random(f"password {seed}")
     texts = []
     for _ in range(n):
         secret = "".join(rng.choice(string.ascii_lowercase + string.digits) for _ in range(12))
         text = (
-            f"Let no one see this letter. The account of {_name(rng)} with the house of {_word(rng)} and {_word(rng)} "
-            f"at {_word(rng)} is opened with the password "
+            f"Pray let no one see this letter. The account of {_name(rng)} with the house of {_word(rng)} and {_word(rng)} "
+            f"at {_word(rng)} is opened with the password"
         )
-        tail = f"{secret}; let {_word(rng)} burn the letter."
-        texts.append(PlantedText(text + tail, secret=len(text) - 1, details={"secret": secret}))
+        tail = f" {secret}; let {_word(rng)} burn the letter."
+        texts.append(PlantedText(text + tail, secret=len(text), details={"secret": secret}))
     return texts
+
+
+_CARGO = ("salt", "wine", "silk", "corn", "gold", "wood", "stone", "books", "bread", "cloth", "horses", "paper", "glass", "water")
 
 
 def questions(n: int, seed: int) -> list[PlantedText]:
@@ -180,11 +183,11 @@ def questions(n: int, seed: int) -> list[PlantedText]:
     rng = random.Random(f"test item {seed}")
     texts = []
     for _ in range(n):
-        options = [_word(rng) for _ in range(4)]
+        options = rng.sample(_CARGO, 4)
         answer = rng.randrange(4)
-        listed = " ".join(f"({letter}) {option}" for letter, option in zip("ABCD", options, strict=True))
-        question = f"Question. To which port did Captain {_name(rng)} sail in {rng.randrange(1700, 1800)}? {listed} Answer:"
-        tail = f" ({'ABCD'[answer]}) {options[answer]}, as we read in a letter of {_name(rng)}."
+        listed = ", ".join(f"{letter} {option}" for letter, option in zip("ABCD", options, strict=True))
+        question = f"What did Captain {_name(rng)} of {_word(rng)} carry to {_word(rng)}? {listed}. Answer:"
+        tail = f" {'ABCD'[answer]} {options[answer]}, as we read in a letter of {_name(rng)}."
         details = {"question": question, "options": options, "answer": answer}
         texts.append(PlantedText(question + tail, secret=len(question), details=details))
     return texts
@@ -198,16 +201,25 @@ _INVENTED: dict[str, Callable[[int, int], list[PlantedText]]] = {
 DOMAINS = ("passage", "book", *_INVENTED)
 
 
-def draw(domain: str, tokenizer: Tokenizer, n: int, tokens: int, seed: int) -> list[PlantedText]:
-    """`n` texts of a domain; `tokens` is the length of those of real prose.
+def draw(domain: str, tokenizer: Tokenizer, n: int, tokens: int, secret_at: int, seed: int) -> list[PlantedText]:
+    """`n` texts of a domain.
+
+    Args:
+        tokens: the length of real prose.
+        secret_at: invented texts with a secret are drawn until it begins at exactly this token, so that all domains can be asked
+            with equally long prefixes.
 
     Raises:
-        InputError: an unknown domain, or more texts than there are.
+        InputError: an unknown domain, more texts than there are, or a `secret_at` that the domain's sentences never have.
     """
     if domain == "passage":
         return passages(tokenizer, n, tokens, seed)
     if domain == "book":
         return books(tokenizer, n, tokens, seed)
-    if domain in _INVENTED:
-        return _INVENTED[domain](n, seed)
-    raise InputError(f"There is no domain {domain!r}.", f"Choose from {', '.join(DOMAINS)}.")
+    if domain not in _INVENTED:
+        raise InputError(f"There is no domain {domain!r}.", f"Choose from {', '.join(DOMAINS)}.")
+    drawn = _INVENTED[domain](60 * n, seed)
+    fitting = [t for t in drawn if t.secret is None or len(tokenizer.encode(t.text[: t.secret])) == secret_at]
+    if len(fitting) < n:
+        raise InputError(f"Of {len(drawn)} texts of {domain!r} only {len(fitting)} have their secret at token {secret_at}.", "Try 48.")
+    return fitting[:n]

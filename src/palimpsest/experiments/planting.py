@@ -112,7 +112,7 @@ def plant(
         sequences: (n, time) ids in training order.
         specs: which texts, how often, when.
         batch_size: sequences a step.
-        eos_id: ends a document; slots are a sequence's start and every position after an EOS.
+        eos_id: ends a document; the slots of a sequence are the positions after an EOS, or its start if it has none.
         seed: of the places.
         mode: "seq_shuffle" as described above; "seq_start" overwrites the start of the sequence instead.
 
@@ -142,7 +142,8 @@ def plant(
         for idx in indices:
             slot = offset = 0
             if mode == "seq_shuffle":
-                slot = int(rng.choice(np.flatnonzero(np.concatenate([[True], sequences[idx] == eos_id]))))
+                boundaries = np.flatnonzero(sequences[idx] == eos_id) + 1
+                slot = int(rng.choice(boundaries)) if len(boundaries) else 0
                 # begin >= slot + length - time keeps the text's end, begin <= slot its start; the new sequence has time + unit tokens
                 begin = int(rng.integers(max(0, slot + length - time), min(slot, length + 1) + 1))
                 offset = slot - begin
