@@ -65,6 +65,24 @@ def check_rows(
     return rows
 
 
+def check_starts(start: int | Sequence[int], rows: Sequence[np.ndarray]) -> list[int]:
+    """The first scored position of every row.
+
+    Raises:
+        InputError: not one start or one a row, or a start outside 1 to the row's length.
+    """
+    starts = [start] * len(rows) if isinstance(start, int | np.integer) else list(start)
+    if len(starts) != len(rows):
+        raise InputError(f"There are {len(starts)} starts for {len(rows)} rows.", "Give one start, or one for each row.")
+    for index, (first, row) in enumerate(zip(starts, rows, strict=True)):
+        if not isinstance(first, int | np.integer) or not 1 <= first <= len(row):
+            raise InputError(
+                f"start is {first!r} for row {index} of {len(row)} tokens.",
+                "Give an integer from 1 (0 has no context) to the row's length.",
+            )
+    return [int(first) for first in starts]
+
+
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None) -> Iterator[list[int]]:
     """Row numbers in batches, longest rows first, so that a batch holds at most `batch_tokens` padded tokens.
 

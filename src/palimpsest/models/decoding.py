@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import Progress, Sampler
 from palimpsest.models.batching import batches_by_length, pad
-from palimpsest.models.token_scores import warpers
+from palimpsest.models.sampler_scores import warpers
 
 MAX_ROWS = 64  # more rows at once gain nothing on the hardware that we know
 
@@ -94,13 +94,16 @@ def _generate_batch(
     repeated = [row for row in rows for _ in range(copies)]
     ids, mask, _ = pad(repeated, "left", model.device)
     returned = decoding.n if decoding.num_beams > 1 else 1
-    chain: list[Any] = [_RequireFinite(numbers, copies * decoding.num_beams, ids.shape[1]), *decoding.processors]
+    width, per_prefix = int(ids.shape[1]), copies * decoding.num_beams
+    chain: list[Any] = [_RequireFinite("The model's logits are", numbers, per_prefix, width)]
+    if decoding.processors:
+        chain += [*decoding.processors, _RequireFinite("The logits behind the processors are", numbers, per_prefix, width)]
     if decoding.sampler.temperature != 0:
         owners = [(decoding.seed, number, copy) for number in numbers for copy in range(copies)]
         chain += [*warpers(decoding.sampler), _DrawByInversion(owners)]
     for processor in decoding.processors:
         if hasattr(processor, "start_batch"):
-            processor.start_batch([len(row) for row in rows], int(ids.shape[1]))
+            processor.start_batch([len(row) for row in rows], width)
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
@@ -110,11 +113,10 @@ def _generate_batch(
         pad_token_id=stop_ids[0] if stop_ids else 0,
         bos_token_id=None,
     )
+    generate: Any = model.generate
     with _only(model, config), torch.inference_mode():
-        sequences = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(chain)
-        )
-    new = sequences[:, ids.shape[1] :].cpu().numpy()
+        sequences = generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(chain))
+    new = sequences[:, width:].cpu().numpy()
     return new.reshape(len(rows), -1, new.shape[1])
 
 
@@ -137,16 +139,16 @@ def _until_stop(ids: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
 class _RequireFinite(LogitsProcessor):
     """Raises `NonFiniteError` as soon as a row has no finite greatest logit."""
 
-    def __init__(self, numbers: Sequence[int], repeats: int, width: int) -> None:
-        self.numbers, self.repeats, self.width = numbers, repeats, width
+    def __init__(self, whose: str, numbers: Sequence[int], repeats: int, width: int) -> None:
+        self.whose, self.numbers, self.repeats, self.width = whose, numbers, repeats, width
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         finite = torch.isfinite(scores.amax(dim=-1))
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0]) // self.repeats
             raise NonFiniteError(
-                f"The logits are not finite for prefix {self.numbers[row]}, new token {input_ids.shape[1] - self.width}.",
-                "Check the weights for NaN, or load the model in float32.",
+                f"{self.whose} not finite for prefix {self.numbers[row]}, new token {input_ids.shape[1] - self.width}.",
+                "Check the weights for NaN, load the model in float32, or let the processors leave at least one token.",
             )
         return scores
 
@@ -157,7 +159,7 @@ class _DrawByInversion(LogitsProcessor):
     def __init__(self, owners: Sequence[tuple[int, int, int]]) -> None:
         self.generators = [np.random.Generator(np.random.PCG64(owner)) for owner in owners]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         uniform = torch.tensor([generator.random() for generator in self.generators], dtype=torch.float64, device=scores.device)
         cumulative = scores.double().softmax(dim=-1).cumsum_(dim=-1)
         # side="right" lands on the first id whose cumulative probability exceeds the number: never on an id of probability 0.

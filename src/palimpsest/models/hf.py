@@ -8,23 +8,22 @@ soft-capped and scaled ones) is tried out on a few ids first; where it is not so
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import LanguageModel, Progress, Sampler, Scores
-from palimpsest.models.batching import batches_by_length, check_rows, pad
+from palimpsest.models.batching import batches_by_length, check_rows, check_starts, pad
 from palimpsest.models.decoding import Decoding, continue_rows
-from palimpsest.models.token_scores import NonFiniteLogits, token_scores
+from palimpsest.models.quiet import quiet
+from palimpsest.models.token_scores import NonFiniteLogitsError, token_scores
 from palimpsest.tokenizer import Tokenizer
 
 BOS_POLICIES = ("auto", "always", "never")
@@ -76,7 +75,8 @@ class HFModel(LanguageModel):
         config = model.config.get_text_config()
         self.context_length = int(getattr(config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+        embeddings: Any = model.get_input_embeddings()
+        self.vocab_size = int(embeddings.weight.shape[0])
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
 
     @cached_property
@@ -100,7 +100,7 @@ class HFModel(LanguageModel):
     ) -> Scores:
         """See `LanguageModel.score`."""
         rows = self._check(batch_ids)
-        starts = _starts(start, rows)
+        starts = check_starts(start, rows)
         empty: list[Any] = [None] * len(rows)
         scores = Scores(
             list(empty), list(empty), list(empty) if moments else None, list(empty) if moments else None, {s: list(empty) for s in samplers}
@@ -125,33 +125,31 @@ class HFModel(LanguageModel):
         width = max(len(row) for row in fed)
         offset = int(self.prepends_bos) - 1
         chosen = [index * width + np.arange(first, len(row)) + offset for index, (row, first) in enumerate(zip(rows, starts, strict=True))]
-        found = None
+        logits = torch.empty(0, self.vocab_size)
         if len(targets):
             logits = self._logits(fed, torch.from_numpy(np.concatenate(chosen)).to(self.device))
-            try:
-                found = token_scores(logits, torch.from_numpy(targets).to(self.device), moments=moments, samplers=samplers)
-            except NonFiniteLogits as error:
-                ends = np.cumsum(counts)
-                row = int(np.searchsorted(ends, error.index, side="right"))
-                position = starts[row] + error.index - int(ends[row] - counts[row])
-                raise NonFiniteError(
-                    f"{self.name} returned logits that are not finite for row {numbers[row]}, position {position}.",
-                    "Check the weights for NaN, or load the model in float32.",
-                ) from error
+        try:
+            found = token_scores(logits, torch.from_numpy(targets).to(logits.device), moments=moments, samplers=samplers)
+        except NonFiniteLogitsError as error:
+            ends = np.cumsum(counts)
+            row = int(np.searchsorted(ends, error.index, side="right"))
+            position = starts[row] + error.index - int(ends[row] - counts[row])
+            raise NonFiniteError(
+                f"{self.name} returned logits that are not finite for row {numbers[row]}, position {position}.",
+                "Check the weights for NaN, or load the model in float32.",
+            ) from error
+        parts: list[tuple[list[Any] | None, torch.Tensor | None]] = [
+            (scores.logprobs, found.logprobs),
+            (scores.greedy_hits, found.greedy_hits),
+            (scores.mean, found.mean),
+            (scores.var, found.var),
+            *((scores.sampled[sampler], found.sampled[sampler]) for sampler in samplers),
+        ]
         cuts = np.cumsum(counts)[:-1]
-
-        def place(target: list[Any] | None, values: torch.Tensor | None, dtype: type) -> None:
-            if target is not None:
-                flat = np.zeros(0, dtype) if values is None else values.cpu().numpy()
-                for number, piece in zip(numbers, np.split(flat, cuts), strict=True):
+        for target, values in parts:
+            if target is not None and values is not None:
+                for number, piece in zip(numbers, np.split(values.cpu().numpy(), cuts), strict=True):
                     target[number] = piece
-
-        place(scores.logprobs, found and found.logprobs, np.float32)
-        place(scores.greedy_hits, found and found.greedy_hits, np.bool_)
-        place(scores.mean, found and found.mean, np.float32)
-        place(scores.var, found and found.var, np.float32)
-        for sampler in samplers:
-            place(scores.sampled[sampler], found and found.sampled[sampler], np.float64)
 
     def generate(
         self,
@@ -252,30 +250,3 @@ class HFModel(LanguageModel):
             return False  # this model's head is not fed hidden states of shape (batch, time, hidden)
         tolerance = 1e-4 if full.dtype == next(self.model.parameters()).dtype else 5e-2
         return picked.shape == full.shape and torch.allclose(picked, full, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def _starts(start: int | Sequence[int], rows: Sequence[np.ndarray]) -> list[int]:
-    starts = [start] * len(rows) if isinstance(start, int | np.integer) else list(start)
-    if len(starts) != len(rows):
-        raise InputError(f"There are {len(starts)} starts for {len(rows)} rows.", "Give one start, or one for each row.")
-    for index, (first, row) in enumerate(zip(starts, rows, strict=True)):
-        if not isinstance(first, int | np.integer) or not 1 <= first <= len(row):
-            raise InputError(
-                f"start is {first!r} for row {index} of {len(row)} tokens.",
-                "Give an integer from 1 (0 has no context) to the row's length.",
-            )
-    return [int(first) for first in starts]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and advice off the terminal, and leaves its settings as they were."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -6,9 +6,9 @@ With logits x, realised id y and p = softmax(x):
 * greedy hit        y = argmax x, the lowest id among ties
 * mean of log p     μ = Σ p log p, and its variance σ² = Σ p (log p)² − μ² (the moments of Min-K%++, Zhang et al. 2024,
                     arXiv 2404.02936)
-* under a sampler   the log-probability of y after temperature, top-k and top-p, cut as transformers cuts
+* under a sampler   see `palimpsest.models.sampler_scores`
 
-Everything is done in float32 on a few rows at a time, so that the rows stay in the processor's cache while they are read several times.
+Everything is done in float32 on a few rows at a time, so that they stay in the processor's cache while they are read several times.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from palimpsest.models.base import Sampler
+from palimpsest.models.sampler_scores import sampler_logprobs
+
+CHUNK = {"cpu": 1 << 20}  # logits worked on at once: what fits into a processor's cache
+CHUNK_ELSEWHERE = 1 << 26
 
 
-class NonFiniteLogits(Exception):
+class NonFiniteLogitsError(Exception):
     """Logits without a finite maximum, at position `index` of those given."""
 
     def __init__(self, index: int) -> None:
@@ -45,11 +48,11 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor, *, moments: bool =
     """Scores `targets` (positions,) under `logits` (positions, vocabulary), which may be of any floating type.
 
     Raises:
-        NonFiniteLogits: a position with NaN, +inf, or nothing but -inf.
+        NonFiniteLogitsError: a position with NaN, +inf, or nothing but -inf.
     """
     count, vocab = logits.shape
     device = logits.device
-    rows = max(1, (1 << 20 if device.type == "cpu" else 1 << 26) // vocab)
+    rows = max(1, CHUNK.get(device.type, CHUNK_ELSEWHERE) // vocab)
     out = TokenScores(
         torch.empty(count, device=device),
         torch.empty(count, dtype=torch.bool, device=device),
@@ -61,14 +64,14 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor, *, moments: bool =
         part = slice(begin, begin + rows)
         x = logits[part].float()  # (rows, vocabulary)
         target = targets[part]
-        peak, argmax = x.max(dim=-1)
+        peak, argmax = x.max(dim=-1)  # torch takes the lowest index among ties
         finite = torch.isfinite(peak)
         if not bool(finite.all()):
-            raise NonFiniteLogits(begin + int((~finite).nonzero()[0]))
+            raise NonFiniteLogitsError(begin + int((~finite).nonzero()[0]))
         out.greedy_hits[part] = argmax == target
         realised = x.gather(-1, target[:, None])[:, 0]
-        for sampler, values in out.sampled.items():
-            values[part] = sampler_logprobs(x, target, sampler, argmax)
+        for sampler, values in zip(samplers, sampler_logprobs(x, target, samplers, argmax), strict=True):
+            out.sampled[sampler][part] = values
         if out.mean is None or out.var is None:
             out.logprobs[part] = realised - x.logsumexp(dim=-1)
             continue
@@ -83,26 +86,3 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor, *, moments: bool =
         out.mean[part] = first - log_total
         out.var[part] = (second - first.square()).clamp_(min=0.0)
     return out
-
-
-def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, sampler: Sampler, argmax: torch.Tensor) -> torch.Tensor:
-    """Log-probability (float64) of `target` when logits `x` (rows, vocabulary) go through `sampler`; -inf where it is cut away."""
-    if sampler.temperature == 0:
-        kept = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        return kept.masked_fill_(argmax != target, -torch.inf)
-    for warp in warpers(sampler):
-        x = warp(None, x)
-    processed = x.double()
-    return processed.gather(-1, target[:, None])[:, 0] - processed.logsumexp(dim=-1)
-
-
-def warpers(sampler: Sampler) -> list[TemperatureLogitsWarper | TopKLogitsWarper | TopPLogitsWarper]:
-    """The transformers processors that make up `sampler` (of temperature > 0), in transformers' order."""
-    chain: list[TemperatureLogitsWarper | TopKLogitsWarper | TopPLogitsWarper] = []
-    if sampler.temperature != 1:
-        chain.append(TemperatureLogitsWarper(float(sampler.temperature)))
-    if sampler.top_k is not None:
-        chain.append(TopKLogitsWarper(int(sampler.top_k)))
-    if sampler.top_p is not None and sampler.top_p < 1:
-        chain.append(TopPLogitsWarper(float(sampler.top_p)))
-    return chain
