@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from palimpsest.corpus import CorpusIndex, Document, build
+from palimpsest.corpus import CorpusIndex, Document, build, staging
 from palimpsest.errors import CorpusError, InputError, StorageError
 from palimpsest.tokenizer import Tokenizer
 
@@ -49,20 +49,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(staging, "_BATCH_DOCUMENTS", 5)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the documents that are tokenized from here on."""
     names: list[str] = []
-    encode = build.encode_documents
+    encode = staging.encode_documents
 
     def spy(batch, *rest):
         names.extend(doc.id for doc in batch)
         return encode(batch, *rest)
 
-    monkeypatch.setattr(build, "encode_documents", spy)
+    monkeypatch.setattr(staging, "encode_documents", spy)
     return names
 
 
@@ -127,9 +127,9 @@ class TestKilled:
         tokenizer.save(tmp_path / "tokenizer.json")
         script = textwrap.dedent(f"""
             import sys, time
-            from palimpsest.corpus import CorpusIndex, Document, build
+            from palimpsest.corpus import CorpusIndex, Document, staging
             from palimpsest.tokenizer import Tokenizer
-            build._BATCH_DOCUMENTS = 8
+            staging._BATCH_DOCUMENTS = 8
             words = {WORDS!r}
             docs = [Document(str(i), " ".join(words[(i * j) % 17] for j in range(i % 40))) for i in range(400)]
             tokenizer = Tokenizer.from_file({str(tmp_path / "tokenizer.json")!r})
@@ -468,9 +468,10 @@ class TestResult:
         docs = rows(60)
         whole = contents(CorpusIndex.build(docs, None, tmp_path / "a", shards=2).path)
         monkeypatch.setattr(build, "_STRIP", 7)
+        monkeypatch.setattr(staging, "_STRIP", 11)
         monkeypatch.setattr("palimpsest.corpus.suffix_array._STRIP", 5)
         assert contents(CorpusIndex.build(docs, None, tmp_path / "b", shards=2).path) == whole
-        monkeypatch.setattr(build, "_BATCH_SIZE", 50)
+        monkeypatch.setattr(staging, "_BATCH_SIZE", 50)
         manifest = {"manifest.json": b""}
         assert contents(CorpusIndex.build(docs, None, tmp_path / "c", shards=2).path) | manifest == whole | manifest
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
-from palimpsest.corpus.index import CorpusIndex, Hit, Positions, SaRange
+from palimpsest.corpus.index import CorpusIndex
+from palimpsest.corpus.shard import Hit, Positions, SaRange
 from palimpsest.corpus.trace import Span
 
 __all__ = ["BloomFilter", "CorpusIndex", "Document", "Hit", "Positions", "SaRange", "Span", "read_documents"]

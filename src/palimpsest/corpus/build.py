@@ -8,11 +8,9 @@ against its checksums first. The bytes of the result do not depend on interrupti
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,18 @@ import numpy as np
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.documents import Document, as_documents
 from palimpsest.corpus.search import branches
+from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
-from palimpsest.corpus.tokens import DTYPES, dtype_name, encode_documents, separator, staging_dtype
+from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
-from palimpsest.errors import CorpusError, IndexCorruptError, IndexVersionError, InputError
+from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
 from palimpsest.files import atomic_path, require_space, sha256_json, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
 Docs = str | os.PathLike[str] | Iterable[Document | str | Sequence[int]]
-Progress = Callable[[str, int, int | None], None]
 
 _log = logging.getLogger(__name__)
-_BATCH_DOCUMENTS = 2048
-_BATCH_SIZE = 1 << 20  # characters or ids
-_STRIP = 1 << 22  # ids or bytes that are copied at once
-_STAGED = ("tokens.staged", "lengths.staged", "meta.staged")
-_NOTHING: dict[str, Any] = {"documents": 0, "sizes": [0, 0, 0], "top": -1, "checks": [0, 0, 0]}
+_STRIP = 1 << 22  # ids or bytes that are handled at once
 
 
 def build_index(
@@ -62,7 +56,7 @@ def build_index(
             return
         folder = work / "index"
         folder.mkdir(exist_ok=True)
-        state = _stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress)
+        state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress)
         known = journal.entry("plan")
         if known != plan:
             if known:
@@ -99,132 +93,12 @@ def _is_built(docs: Docs, out: Path, request: dict[str, Any]) -> bool:
     except (IndexCorruptError, IndexVersionError) as error:
         _log.warning("Building %s again. %s", out, error.problem)
         return False
-    return manifest["source"] == _source(digest for _, _, digest in _batches(as_documents(docs)))
-
-
-def _source(digests: Iterable[str]) -> str:
-    """One digest of all that was read, from those of the batches."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[tuple[list[Document], list[bytes], str]]:
-    """Documents in batches that depend on nothing but the documents, with their metadata as JSON lines and a digest of all."""
-    batch: list[Document] = []
-    size = 0
-    for doc in documents:
-        weight = len(doc.text or "") if doc.ids is None else len(doc.ids)
-        if batch and (len(batch) == _BATCH_DOCUMENTS or size + weight > _BATCH_SIZE):
-            yield _digest(batch)
-            batch, size = [], 0
-        batch.append(doc)
-        size += weight
-    if batch:
-        yield _digest(batch)
-
-
-def _digest(batch: list[Document]) -> tuple[list[Document], list[bytes], str]:
-    digest = hashlib.sha256()
-    lines = []
-    for doc in batch:
-        try:
-            line = json.dumps({"id": str(doc.id), "metadata": doc.metadata}, default=str).encode() + b"\n"
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"The metadata of the document {doc.id!r} has no place in JSON: {error}.", "Give strings and numbers."
-            ) from error
-        if doc.ids is None:
-            try:
-                kind, content = b"text", (doc.text or "").encode()
-            except UnicodeEncodeError as error:
-                raise CorpusError(
-                    f"The text of the document {doc.id!r} is not Unicode: {error.reason} at character {error.start}.",
-                    "Remove the unpaired surrogate.",
-                ) from error
-        else:
-            kind, content = b"ids", np.asarray(doc.ids).astype("<i8").tobytes()
-        digest.update(b"%d %s %d\n" % (len(line), kind, len(content)))
-        digest.update(line)
-        digest.update(content)
-        lines.append(line)
-    return batch, lines, digest.hexdigest()
-
-
-def _stage(
-    documents: Iterator[Document], tokenizer: Tokenizer | None, dtype: np.dtype, work: Path, journal: Journal, progress: Progress
-) -> dict[str, Any]:
-    """Tokenizes all documents into the staging files, continuing after the batches that are there; returns the last state."""
-    done = _keep_whole(work, journal)
-    state = _NOTHING
-    replayed = 0
-    anew = False
-    for batch, lines, digest in _batches(documents):
-        if not anew and replayed < len(done) and done[replayed]["digest"] == digest:
-            state = done[replayed]
-            replayed += 1
-            progress("documents", state["documents"], None)
-            continue
-        if not anew:
-            _cut(work, journal, replayed, len(done), state["sizes"])
-            anew = True
-        flat, lengths, top = encode_documents(batch, tokenizer, dtype)
-        pieces = [flat.tobytes(), lengths.astype("<i8").tobytes(), b"".join(lines)]
-        for name, piece in zip(_STAGED, pieces, strict=True):
-            with open(work / name, "ab") as stream:
-                stream.write(piece)
-        state = {
-            "stage": "batch",
-            "digest": digest,
-            "documents": state["documents"] + len(batch),
-            "sizes": [size + len(piece) for size, piece in zip(state["sizes"], pieces, strict=True)],
-            "top": max(state["top"], top),
-            "checks": [zlib.crc32(piece, check) for check, piece in zip(state["checks"], pieces, strict=True)],
-        }
-        journal.append(state)
-        progress("documents", state["documents"], None)
-    if replayed < len(done) and not anew:
-        _cut(work, journal, replayed, len(done), state["sizes"])
-    for name, size in zip(_STAGED, state["sizes"], strict=True):  # a kill may have left more than the journal knows of
-        with open(work / name, "ab") as stream:
-            stream.truncate(size)
-    if state["top"] < 0:
-        journal.truncate(0)  # nothing to continue
-        what = f"Its {state['documents']} documents are all empty." if state["documents"] else "There are no documents."
-        raise CorpusError(f"The corpus is empty. {what}", "Give at least one document with one token.")
-    return state
-
-
-def _keep_whole(work: Path, journal: Journal) -> list[dict[str, Any]]:
-    """The batches of the journal whose staged bytes are really there; the journal forgets the others."""
-    batches = journal.batches()
-    whole = len(batches)
-    for part, name in enumerate(_STAGED):
-        check = size = 0
-        path = work / name
-        with open(path, "rb") if path.exists() else open(os.devnull, "rb") as stream:
-            for index, batch in enumerate(batches[:whole]):
-                while size < batch["sizes"][part] and (piece := stream.read(min(_STRIP, batch["sizes"][part] - size))):
-                    check, size = zlib.crc32(piece, check), size + len(piece)
-                if size < batch["sizes"][part] or check != batch["checks"][part]:
-                    whole = index
-                    break
-    if whole < len(batches):
-        journal.truncate(whole)
-    return batches[:whole]
-
-
-def _cut(work: Path, journal: Journal, kept: int, known: int, sizes: list[int]) -> None:
-    """Drops everything after the first `kept` batches."""
-    if kept < known:
-        _log.warning("The corpus is not the one that %s was begun with: keeping %d of %d batches.", work, kept, known)
-    journal.truncate(kept)
-    for name, size in zip(_STAGED, sizes, strict=True):
-        with open(work / name, "ab") as stream:
-            stream.truncate(size)
+    return manifest["source"] == source_digest(digest for _, _, digest in batches(as_documents(docs)))
 
 
 def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: np.dtype, shards: int) -> None:
     """Cuts the staged documents into shards of nearly equal length and writes everything of them but the suffix arrays."""
-    lengths = np.fromfile(work / _STAGED[1], "<i8")
+    lengths = np.fromfile(work / STAGED[1], "<i8")
     if shards > lengths.size:
         raise InputError(f"{lengths.size} documents cannot fill {shards} shards.", f"Ask for at most {lengths.size}.")
     ends = np.cumsum(lengths + 1)
@@ -232,8 +106,8 @@ def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: 
     borders = np.concatenate([[0], borders, [lengths.size]])
     for shard in range(1, shards):  # every shard has a document
         borders[shard] = min(max(borders[shard], borders[shard - 1] + 1), lengths.size - (shards - shard))
-    tokens = np.memmap(work / _STAGED[0], staged, "r")
-    meta = np.memmap(work / _STAGED[2], np.uint8, "r")
+    tokens = np.memmap(work / STAGED[0], staged, "r")
+    meta = np.memmap(work / STAGED[2], np.uint8, "r")
     breaks = [np.flatnonzero(meta[start : start + _STRIP] == ord("\n")) + start + 1 for start in range(0, meta.size, _STRIP)]
     lines = np.concatenate([[0], *breaks])
     for shard, (first, last) in enumerate(pairwise(borders.tolist())):
@@ -304,7 +178,7 @@ def _describe(
         {
             "fingerprint": sha256_json({"content": content.hexdigest(), "tokenizer": card["fingerprint"] if card else None}),
             "content": content.hexdigest(),
-            "source": _source(batch["digest"] for batch in journal.batches()),
+            "source": source_digest(batch["digest"] for batch in journal.batches()),
             "request": request,
             "token_dtype": name,
             "n_tokens": sum(row["length"] - row["documents"] for row in rows),

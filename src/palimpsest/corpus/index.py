@@ -8,10 +8,8 @@ an open index takes the memory of the pages that are touched.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,86 +19,11 @@ import numpy as np
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus import search
 from palimpsest.corpus.build import Docs, Progress, build_index
+from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.tokens import DTYPES, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.errors import InputError
 from palimpsest.tokenizer import Tokenizer
-
-_LOCATED = 10_000  # occurrences that are looked at to find distinct documents
-
-
-@dataclass(frozen=True)
-class SaRange:
-    """The suffixes lo, …, hi − 1 of a shard's suffix array."""
-
-    shard: int
-    lo: int
-    hi: int
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        return self.hi - self.lo
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where a passage stands.
-
-    Attributes:
-        shard, position: int64 (k,): shard and index into its tokens, ascending.
-        total: occurrences in all.
-        sampled: whether these are a uniform sample of them.
-    """
-
-    shard: np.ndarray
-    position: np.ndarray
-    total: int
-    sampled: bool
-
-    def __len__(self) -> int:
-        return self.position.size
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One occurrence of a passage.
-
-    Attributes:
-        doc_id: the document's name.
-        index: the document's number.
-        offset: tokens before the passage in its document.
-        metadata: what the corpus says of the document.
-        before, match, after: int64 ids: the passage and its surroundings within the document.
-    """
-
-    doc_id: str
-    index: int
-    offset: int
-    metadata: dict[str, Any]
-    before: np.ndarray
-    match: np.ndarray
-    after: np.ndarray
-
-
-class _Shard:
-    """The mapped arrays of one shard; `arrays` are what every function of `search` takes first."""
-
-    def __init__(self, folder: Path, number: int, card: dict[str, Any], dtype: np.dtype, mode: str) -> None:
-        def load(part: str, kind: np.dtype | str) -> np.ndarray:
-            path = folder / f"{part}.{number}"
-            if mode == "mmap" and path.stat().st_size:
-                return np.memmap(path, kind, "r").view(np.ndarray)
-            data = np.fromfile(path, kind)
-            data.flags.writeable = False
-            return data
-
-        buckets = load("buckets", "<i8")
-        firsts, starts = buckets[: card["alphabet"]], buckets[card["alphabet"] :]
-        self.arrays = (load("tokens", dtype), load("sa", "<u4"), firsts, starts)
-        self.docs = load("docs", "<i8")
-        self.meta = load("meta", "<u1")
-        self.meta_starts = load("metaoff", "<i8")
 
 
 class CorpusIndex:
@@ -136,8 +59,8 @@ class CorpusIndex:
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer_fingerprint: str | None = manifest["tokenizer"]["fingerprint"] if manifest["tokenizer"] else None
         self._separator = separator(dtype)
-        self._shards = [_Shard(path, number, card, dtype, mode) for number, card in enumerate(manifest["shards"])]
-        self._first_document = np.cumsum([0] + [card["documents"] for card in manifest["shards"]])
+        self._shards = open_shards(path, manifest["shards"], dtype, mode)
+        self._first_document = np.array([shard.first_document for shard in self._shards])
 
     @classmethod
     def build(
@@ -283,21 +206,9 @@ class CorpusIndex:
         Returns:
             `Positions`, ascending.
         """
-        first = ids_or_ranges[0] if len(ids_or_ranges) else None
-        ranges: list[SaRange] = list(ids_or_ranges) if isinstance(first, SaRange) else self.find(ids_or_ranges)  # type: ignore[arg-type]
-        borders = np.cumsum([0] + [r.count for r in ranges])
-        total = int(borders[-1])
-        sampled = limit is not None and total > limit
-        if sampled:
-            ranks = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False, shuffle=False))
-        else:
-            ranks = np.arange(total)
-        shards, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for r, start, end in zip(ranges, borders[:-1], borders[1:], strict=True):
-            mine = ranks[np.searchsorted(ranks, start) : np.searchsorted(ranks, end)] - start + r.lo
-            shards.append(np.full(mine.size, r.shard, np.int64))
-            positions.append(np.sort(self._shards[r.shard].arrays[1][mine].astype(np.int64)))
-        return Positions(np.concatenate(shards), np.concatenate(positions), total, sampled)
+        given = list(ids_or_ranges)
+        ranges = given if given and isinstance(given[0], SaRange) else self.find(ids_or_ranges)  # type: ignore[arg-type]
+        return locate(self._shards, ranges, limit, seed)
 
     def documents(self, ids: Sequence[int] | np.ndarray, limit: int = 10, context: int = 50) -> list[Hit]:
         """Documents in which `ids` occurs: one hit for each, its first, in the order of the corpus.
@@ -308,34 +219,17 @@ class CorpusIndex:
             context: tokens to give before and after, as far as the document goes.
         """
         query = _query(ids)
-        found = self.locate(query, _LOCATED)
-        hits: list[Hit] = []
-        for number, shard in enumerate(self._shards):
-            positions = found.position[found.shard == number]
-            holders = np.searchsorted(shard.docs, positions, side="right") - 1
-            _, firsts = np.unique(holders, return_index=True)
-            for first in firsts[: limit - len(hits)].tolist():
-                local, position = int(holders[first]), int(positions[first])
-                index = int(self._first_document[number]) + local
-                start, end = int(shard.docs[local]), int(shard.docs[local + 1]) - 1
-                tokens = shard.arrays[0]
-                stop = position + query.size
-                doc_id, metadata = self.document(index)
-                before = tokens[max(start, position - context) : position].astype(np.int64)
-                after = tokens[stop : min(end, stop + context)].astype(np.int64)
-                hits.append(Hit(doc_id, index, position - start, metadata, before, query.copy(), after))
-        return hits
+        return hits(self._shards, self.find(query), query, limit, context)
 
     def document_ids(self, index: int) -> np.ndarray:
         """The token ids int64 (length,) of document `index`."""
         shard, local = self._locate_document(index)
-        return shard.arrays[0][shard.docs[local] : shard.docs[local + 1] - 1].astype(np.int64)
+        return shard.document_ids(local)
 
     def document(self, index: int) -> tuple[str, dict[str, Any]]:
         """Name and metadata of document `index`."""
         shard, local = self._locate_document(index)
-        record = json.loads(shard.meta[shard.meta_starts[local] : shard.meta_starts[local + 1]].tobytes())
-        return record["id"], record["metadata"]
+        return shard.document(local)
 
     def next_tokens(self, context: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which tokens follow `context` in the corpus, and how often.
@@ -427,7 +321,7 @@ class CorpusIndex:
         """All tokens of the corpus int64 (k,), ascending, and their counts int64 (k,)."""
         return self.next_tokens([])
 
-    def _locate_document(self, index: int) -> tuple[_Shard, int]:
+    def _locate_document(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < self.n_documents:
             raise InputError(f"There is no document {index}.", f"The index has the documents 0 to {self.n_documents - 1}.")
         number = int(np.searchsorted(self._first_document, index, side="right")) - 1

@@ -16,7 +16,8 @@ import numpy as np
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
-    from palimpsest.corpus.index import CorpusIndex, Hit
+    from palimpsest.corpus.index import CorpusIndex
+    from palimpsest.corpus.shard import Hit
 
 
 @dataclass(frozen=True)
