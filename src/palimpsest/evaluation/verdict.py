@@ -40,7 +40,7 @@ REFERENCES = (
 def compose(record: AuditRecord) -> dict[str, Any]:
     """Everything in the card but its title and date."""
     worst, rate, floor = _worst(record)
-    level = _level(rate.estimate - floor)
+    level = level_of(rate.estimate - floor)
     plan = record.plan
     return {
         "verdict": {"level": level, "headline": HEADLINES[level], "sentences": _sentences(record, worst, rate, floor)},
@@ -74,7 +74,8 @@ def _worst(record: AuditRecord) -> tuple[LanguageModel, Interval, float]:
     return max(found, key=lambda entry: entry[1].estimate - entry[2])
 
 
-def _level(excess: float) -> str:
+def level_of(excess: float) -> str:
+    """The verdict for a share of passages above the reference; see the module's docstring."""
     return next((level for bound, level in LEVELS if excess > 0 and excess >= bound), "none")
 
 
@@ -97,10 +98,18 @@ def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor:
         )
     guard = record.guard
     if guard is not None:
-        said.append(
+        stopped = (
             f"A MemFree guard brings word-for-word leaks from {percent(guard['off'].estimate)} to {percent(guard['on'].estimate)} of the "
-            f"passages tried, but {percent(guard['approximate'].estimate)} still come out nearly the same: a filter on words is no privacy."
+            "passages tried"
         )
+        if guard["styled"].estimate > 0:
+            stopped += (
+                f", but {percent(guard['styled'].estimate)} still come out nearly the same when asked in one style or another: "
+                "a filter on words is no privacy."
+            )
+        else:
+            stopped += ", and none of them came out nearly the same in any style of asking that was tried."
+        said.append(stopped)
     return said
 
 

@@ -1,0 +1,209 @@
+"""The audit: true figures in its card, sections that say why they were skipped, resumption, and refusals."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import tokenizers
+
+from palimpsest.audit.samples import PrefixSuffix
+from palimpsest.corpus import CorpusIndex
+from palimpsest.errors import InputError, StorageError, TokenizerMismatchError
+from palimpsest.evaluation.guarding import common_runs
+from palimpsest.evaluation.leaks import measure_leaks
+from palimpsest.evaluation.protocol import AuditSettings, membership_split, run_audit
+from palimpsest.evaluation.verdict import LEVELS, level_of
+from palimpsest.measurement import Measurement
+from palimpsest.report import check, render
+from palimpsest.tokenizer import Tokenizer
+
+TIMES = ("created", "timing")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_model, other_model, small_index, passages, settings):
+    return {
+        "models": tiny_model,
+        "corpus": small_index,
+        "references": {tiny_model.name: other_model},
+        "samples": passages,
+        "unprotected": ["Something else, which nobody protects, and which goes on for a while."],
+        "settings": settings,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("audit") / "out"
+
+
+@pytest.fixture(scope="module")
+def card(arguments, folder):
+    return run_audit(**arguments, out=folder)
+
+
+def untimed(card):
+    return {key: value for key, value in json.loads(json.dumps(card)).items() if key not in TIMES}
+
+
+def section(card, name):
+    return next(part for part in card["sections"] if part["id"] == name)
+
+
+def test_the_card_is_what_the_report_needs(card, folder):
+    check(json.loads((folder / "audit.json").read_text()))
+    page = render(card, folder).read_text()
+    assert card["verdict"]["headline"] in page
+    assert [part["status"] for part in card["sections"]] == ["measured"] * 5
+
+
+def test_what_the_model_wrote_itself_is_extracted_and_what_it_never_wrote_is_not(card, tiny_model, passages):
+    truth = {}
+    for sample in passages:
+        written = tiny_model.generate([sample.prefix], sample.suffix_len, stop_at_eos=False)[0][0]
+        truth.setdefault(sample.meta["domain"], []).append((sample.meta["copies"] >= 1, np.array_equal(written, sample.suffix)))
+    planted = [hit for hits in truth.values() for known, hit in hits if known]
+    assert card["tiles"][0]["value"] == pytest.approx(np.mean(planted))
+    assert card["tiles"][0]["value"] == pytest.approx(0.5)  # all six of its own, none of the six random ones
+    assert card["verdict"]["level"] == "high"
+    kinds = next(block for block in section(card, "extraction")["blocks"] if block.get("id") == "extraction-kinds")
+    assert {row["kind"]: row["rate"][0] for row in kinds["rows"]} == {"all passages": 0.5, "own": 1.0, "prose": 0.0}
+
+
+def test_under_guard_nothing_comes_out_to_the_letter(card, folder):
+    free, held = (Measurement.load(folder / "measurements" / f"{name}.tiny-0.json").table for name in ("open", "guarded"))
+    plainly = pl.col("transform") == "identity"
+    assert free.filter(plainly)["verbatim"].all()
+    assert not held["verbatim"].any()
+    assert {tile["label"]: tile["value"] for tile in card["tiles"]}["to the letter under guard"] == 0
+
+
+def test_leaks_name_the_documents(card):
+    items = section(card, "leaks")["blocks"][0]["items"]
+    leaked = [item for item in items if item["domain"] == "own"]
+    assert leaked
+    for item in leaked:
+        number = item["id"].removeprefix("doc-")
+        assert {source["document"] for span in item["spans"] for source in span["documents"]} == {f"doc-{number}"}
+        assert item["output_text"] == item["true_text"]
+
+
+def test_the_second_run_reads_everything_and_says_the_same(card, arguments, folder):
+    stamps = {path.name: path.stat().st_mtime_ns for path in (folder / "measurements").iterdir()}
+    again = run_audit(**arguments, out=folder)
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "measurements").iterdir()} == stamps
+    assert untimed(again) == untimed(card)
+
+
+def test_other_settings_are_measured_again(card, arguments, folder, tmp_path):
+    fewer = replace(arguments["settings"], guard_n=4)
+    fresh = run_audit(**{**arguments, "settings": fewer}, out=tmp_path / "fresh")
+    reused = run_audit(**{**arguments, "settings": fewer}, out=folder)
+    assert untimed(reused) == untimed(fresh)
+
+
+def test_without_text_that_was_not_trained_on_membership_is_skipped_with_the_reason(arguments, tmp_path):
+    planted = [sample for sample in arguments["samples"] if sample.meta["copies"]]
+    card = run_audit(**{**arguments, "samples": planted, "references": {}}, out=tmp_path / "out")
+    skipped = section(card, "membership")
+    assert skipped["status"] == "skipped"
+    assert "--held-out" in skipped["reason"]
+    assert any("reference" in limit for limit in card["limits"])
+    check(json.loads(json.dumps(card)))
+
+
+def test_held_out_text_makes_the_non_members(arguments, passages, tiny_model, tmp_path):
+    unseen = [PrefixSuffix(np.arange(20 + k, 34 + k), 8, 6, {"id": f"u{k}"}) for k in range(8)]
+    planted = [sample for sample in passages if sample.meta["copies"]]
+    card = run_audit(**{**arguments, "samples": planted}, held_out=unseen, out=tmp_path / "out")
+    measured = Measurement.load(tmp_path / "out" / "measurements" / "membership.tiny-0.json")
+    assert measured.summary["nonmembers"] == 8
+    assert section(card, "membership")["status"] == "measured"
+
+
+def test_a_door_without_logprobs_is_audited_by_its_text(arguments, tiny_model, tmp_path):
+    class TextOnly(type(tiny_model)):
+        pass
+
+    door = TextOnly(tiny_model.model, tiny_model.tokenizer, name="text-only")
+    door.capabilities = frozenset({"text"})
+    card = run_audit(**{**arguments, "models": door, "references": {}}, out=tmp_path / "out")
+    status = {part["id"]: part["status"] for part in card["sections"]}
+    assert status == {
+        "extraction": "measured",
+        "probabilistic": "skipped",
+        "leaks": "measured",
+        "membership": "skipped",
+        "guard": "skipped",
+    }
+    assert card["tiles"][0]["value"] == pytest.approx(0.5)
+    assert "logprobs" in section(card, "probabilistic")["reason"]
+    check(json.loads(json.dumps(card)))
+
+
+def test_text_is_indexed_and_passages_are_drawn(tiny_model, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("In the beginning was the word, and the word was written down. " * 20)
+    small = AuditSettings(samples=5, contexts=(4, 8, 5000), suffix=6, guard_samples=2, leaks=2, tries=(1, 10), confidences=(0.5,))
+    card = run_audit(tiny_model, text, tmp_path / "out", settings=small)
+    assert card["corpus"]["name"] == "corpus.txt"
+    assert card["settings"]["contexts"] == [4, 8]  # no document and no model has room for 5,000
+    assert CorpusIndex.open(tmp_path / "out" / "index").n_documents == 1
+
+
+@pytest.mark.parametrize(
+    ("excess", "level"), [(0.0, "none"), (-0.2, "none"), (0.001, "low"), (0.01, "moderate"), (0.1, "high"), (1.0, "high")]
+)
+def test_levels_of_the_verdict(excess, level):
+    assert level_of(excess) == level
+    assert {name for _, name in LEVELS} | {"none"} == {"none", "low", "moderate", "high"}
+
+
+def test_common_runs_are_runs_of_the_truth():
+    text, truth = "and the WORD WAS WRITTEN DOWN again, and more", "and then the word was written down, too"
+    for span in common_runs(text, truth, shortest=5):
+        assert text[span["start"] : span["end"]].lower() in truth
+    assert any(span["end"] - span["start"] > 20 for span in common_runs(text, truth))
+    assert common_runs("İstanbul and the rest of it", "İstanbul and the rest of it")[0]["end"] == 27  # lower() makes it longer
+
+
+def test_refusals(arguments, tiny_model, small_index, passages, settings, tmp_path):
+    with pytest.raises(InputError, match="no model"):
+        run_audit([], small_index, tmp_path / "a")
+    with pytest.raises(InputError, match="own name"):
+        run_audit([tiny_model, tiny_model], small_index, tmp_path / "a")
+    with pytest.raises(InputError, match="references"):
+        run_audit(tiny_model, small_index, tmp_path / "a", references={"nobody": tiny_model})
+    with pytest.raises(InputError, match="does not fit"):
+        run_audit(tiny_model, small_index, tmp_path / "a", settings=replace(settings, contexts=(1000,)))
+    with pytest.raises(InputError, match="guard_n"):
+        replace(settings, guard_n=0)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "thesis.tex").write_text("mine")
+    with pytest.raises(StorageError, match=r"thesis\.tex"):
+        run_audit(tiny_model, small_index, busy)
+    with pytest.raises(StorageError, match="is a file"):
+        run_audit(tiny_model, small_index, busy / "thesis.tex")
+    stranger = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")))
+    foreign = CorpusIndex.build(["a a a"], stranger, tmp_path / "foreign")
+    with pytest.raises(TokenizerMismatchError):
+        run_audit(tiny_model, foreign, tmp_path / "b", samples=passages, settings=settings)
+
+
+def test_leaks_that_are_too_short_to_trace_have_no_spans(tiny_model, small_index, passages):
+    result = measure_leaks(tiny_model, passages[:2], small_index, min_len=50)
+    assert result.table["spans"].to_list() == ["[]", "[]"]
+    assert result.table["traced"].to_list() == [0.0, 0.0]
+
+
+def test_members_are_what_has_copies(passages):
+    class Plan:
+        samples = passages
+        held_out = ()
+
+    members, others = membership_split(Plan)
+    assert {sample.meta["copies"] for sample in others} == {0}
+    assert len(members) + len(others) == len(passages)
