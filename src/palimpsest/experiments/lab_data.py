@@ -8,7 +8,6 @@ validation rows and the planted passages.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -159,7 +158,7 @@ def base_rows(config: CanaryConfig, tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         InputError: the novels have fewer.
     """
-    available = _rows(tokenizer, base_text().train, config.seq_len)
+    available = _rows(tokenizer, "train", config.seq_len)
     if len(available) < config.n_sequences:
         raise InputError(
             f"{config.n_sequences} sequences of {config.seq_len} tokens were asked for, the novels have {len(available)}.",
@@ -172,7 +171,7 @@ def base_rows(config: CanaryConfig, tokenizer: Tokenizer) -> np.ndarray:
 
 def validation_rows(config: CanaryConfig, tokenizer: Tokenizer, ledger: pl.DataFrame) -> np.ndarray:
     """Rows of the held-out chapters, (at most 256, seq_len) uint16; none shares 16 tokens in a row with a planted text."""
-    rows = _rows(tokenizer, base_text().held_out, config.seq_len)
+    rows = _rows(tokenizer, "held_out", config.seq_len)
     planted = {gram for ids in ledger["ids"].to_list() for gram in _grams(ids)}
     clean = (row for row in rows[:: max(1, len(rows) // (2 * VALIDATION_ROWS))] if planted.isdisjoint(_grams(row.tolist())))
     return np.stack(list(islice(clean, VALIDATION_ROWS)))
@@ -182,10 +181,15 @@ def _grams(ids: list[int], n: int = 16) -> list[tuple[int, ...]]:
     return [tuple(ids[i : i + n]) for i in range(max(1, len(ids) - n + 1))]
 
 
-def _rows(tokenizer: Tokenizer, paragraphs: Sequence[str], seq_len: int) -> np.ndarray:
-    """Paragraphs as one stream, EOS after each, cut into rows (n, seq_len) uint16; the last, shorter row is dropped."""
-    ids: list[int] = []
-    for row in tokenizer.encode_batch(paragraphs):
-        ids += [*row, EOS_ID]
+_TOKENS: dict[tuple[str, str], np.ndarray] = {}  # (tokenizer's fingerprint, part of the novels) -> ids: two seconds to compute
+
+
+def _rows(tokenizer: Tokenizer, part: str, seq_len: int) -> np.ndarray:
+    """The "train" or "held_out" paragraphs as one stream, EOS after each, in rows (n, seq_len) uint16; the rest is dropped."""
+    key = (tokenizer.fingerprint, part)
+    if key not in _TOKENS:
+        encoded = tokenizer.encode_batch(getattr(base_text(), part))
+        _TOKENS[key] = np.concatenate([np.array([*ids, EOS_ID], dtype=np.uint16) for ids in encoded])
+    ids = _TOKENS[key]
     n = len(ids) // seq_len
-    return np.array(ids[: n * seq_len], dtype=np.uint16).reshape(n, seq_len)
+    return ids[: n * seq_len].reshape(n, seq_len)
