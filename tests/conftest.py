@@ -6,11 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models are slower on more, and workers share the cores
 
+import hypothesis
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from palimpsest.tokenizer import Tokenizer
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 PROSE = """In the beginning was the word, and the word was written down, and what was written down was scraped off and written again.
 A palimpsest is a page that still shows what stood there before; the eye that knows how to look can read both hands at once.
