@@ -122,7 +122,7 @@ def build_theirs(docs: list[np.ndarray], folder: Path) -> tuple[Any, dict[str, f
     total = sum(map(len, docs))
     size = sum((target / name).stat().st_size for name in ("tokenized.0", "table.0"))
     figures = {"build": whole, "tokens per second": total / whole, "bytes per token": size / (total + len(docs))}
-    settings = {"index_dir": str(target), "eos_token_id": _END, "vocab_size": 65_535, "token_dtype": "u16"}
+    settings: dict[str, Any] = {"index_dir": str(target), "eos_token_id": _END, "vocab_size": 65_535, "token_dtype": "u16"}
     begin = time.perf_counter()
     InfiniGramEngine(**settings)
     figures["open"] = time.perf_counter() - begin
@@ -208,7 +208,7 @@ def main() -> None:
         engine, theirs = build_theirs(docs, folder)
         our_times, their_times = compare(index, engine, text, arguments.queries)
         ours, theirs = ours | our_times, theirs | their_times
-    rows = []
+    rows: list[dict[str, Any]] = []
     for figure, value in ours.items():
         peer = theirs.get(figure)
         ratio = None if peer is None else (value / peer if "per second" in figure else peer / value)

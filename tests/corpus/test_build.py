@@ -423,6 +423,15 @@ class TestResult:
             assert index.document(i) == (doc.id, doc.metadata)
             assert index.document_ids(i).tolist() == tokenizer.encode(doc.text or "")
 
+    def test_a_tokenizer_made_to_cut_and_pad_does_neither(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        cutting = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        cutting.enable_truncation(4)
+        cutting.enable_padding(length=8)
+        index = CorpusIndex.build(["god " * 50, "earth"], Tokenizer(cutting, eos_id=0), tmp_path / "index")
+        assert [index.document_ids(i).size for i in range(2)] == [50, 1]
+        assert index.tokenizer_fingerprint == tokenizer.fingerprint
+        assert cutting.truncation is not None  # the caller's own object is left as it was
+
     def test_text_and_ids_may_be_mixed(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         docs = ["god created", [3, 4], Document("both", "void", np.array([1])), "", "earth"]
         index = CorpusIndex.build(docs, tokenizer, tmp_path / "index")

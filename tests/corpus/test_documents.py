@@ -161,8 +161,12 @@ def test_what_counts_as_documents(tmp_path: Path) -> None:
     assert [doc.ids.tolist() for doc in got[2:] if doc.ids is not None] == [[1, 2], [3], [], [4]]
     (tmp_path / "a.txt").write_text("words")
     assert [doc.text for doc in as_documents(str(tmp_path / "a.txt"))] == ["words"]
-    for wrong in ([[1.5]], [[[1, 2]]], [None], [["a"]], [[[1], [2, 3]]], 5):
+    for wrong in ([[1.5]], [[[1, 2]]], [None], [["a"]], [[[1], [2, 3]]], [b"bytes"], 5):
         with pytest.raises(InputError):
             list(as_documents(wrong))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="neither"):
         Document("empty")
+    with pytest.raises(InputError, match="float64"):
+        Document("floats", ids=np.array([1.0]))
+    with pytest.raises(InputError, match="bytes"):
+        Document("bytes", text=b"abc")  # type: ignore[arg-type]

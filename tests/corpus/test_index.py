@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from itertools import chain
 from pathlib import Path
@@ -111,6 +112,26 @@ def test_counts_are_conserved(shared) -> None:
         assert after.sum() + ends == index.count(query)
         assert index.count([*query, doc[start + len(query)]]) <= index.count(query)
         assert index.count(query) >= 1
+
+
+def test_long_copies_cost_few_searches_and_are_exact(shared, naive) -> None:
+    index, docs = shared
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        text: list[int] = []
+        for _ in range(int(rng.integers(1, 6))):  # pieces of documents, broken tokens in between
+            doc = docs[rng.integers(len(docs))]
+            start = int(rng.integers(len(doc) + 1))
+            text += [*doc[start : start + int(rng.integers(1, 200))], *rng.integers(0, 500, rng.integers(0, 3)).tolist()]
+        if text:
+            assert index.matching_statistics(text).tolist() == [index.longest_match(text, i)[0] for i in range(len(text))]
+
+
+def test_another_process_maps_the_same_files(shared) -> None:
+    index, docs = shared
+    data = pickle.dumps(index)
+    assert len(data) < 20_000
+    assert pickle.loads(data).count(docs[0][:1]) == index.count(docs[0][:1])
 
 
 def test_many_queries_in_threads_are_those_one_by_one(shared) -> None:

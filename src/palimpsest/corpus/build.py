@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.corpus import manifest as layout
-from palimpsest.corpus.documents import Document, as_documents
+from palimpsest.corpus.documents import Docs, as_documents
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
@@ -27,8 +27,6 @@ from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, r
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
 from palimpsest.files import atomic_path, require_space, sha256_json, storage_errors
 from palimpsest.tokenizer import Tokenizer
-
-Docs = str | os.PathLike[str] | Iterable[Document | str | Sequence[int]]
 
 _log = logging.getLogger(__name__)
 _STRIP = 1 << 22  # ids or bytes that are handled at once

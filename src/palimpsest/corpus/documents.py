@@ -38,7 +38,7 @@ class Document:
         metadata: whatever else is known of it, in JSON types.
 
     Raises:
-        InputError: neither text nor ids.
+        InputError: neither text nor ids, or ids that are not one row of integers.
     """
 
     id: str
@@ -49,6 +49,10 @@ class Document:
     def __post_init__(self) -> None:
         if self.text is None and self.ids is None:
             raise InputError(f"The document {self.id!r} has neither text nor ids.", "Give one of them.")
+        if not isinstance(self.text, str | None):
+            raise InputError(f"The text of the document {self.id!r} is a {type(self.text).__name__}.", "Give a string.")
+        if self.ids is not None:
+            object.__setattr__(self, "ids", _as_ids(self.ids, self.id))
 
 
 def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
@@ -92,7 +96,10 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
         raise CorpusError(f"The folder {path} holds no corpus file.", f"Put files named {', '.join(_SUFFIXES)} there.")
 
 
-def as_documents(docs: str | os.PathLike[str] | Iterable[Document | str | Sequence[int]]) -> Iterator[Document]:
+Docs = str | os.PathLike[str] | Iterable[Document | str | Sequence[int] | np.ndarray]
+
+
+def as_documents(docs: Docs) -> Iterator[Document]:
     """`docs` as `Document`s: a path is read, a text or a row of ids becomes a document named by its number."""
     if isinstance(docs, str | os.PathLike):
         yield from read_documents(docs)
@@ -105,19 +112,21 @@ def as_documents(docs: str | os.PathLike[str] | Iterable[Document | str | Sequen
         elif isinstance(doc, str):
             yield Document(str(number), text=doc)
         else:
-            yield Document(str(number), ids=_as_ids(doc, number))
+            yield Document(str(number), ids=doc)  # type: ignore[arg-type]
 
 
-def _as_ids(doc: Any, number: int) -> np.ndarray:
+def _as_ids(given: Any, name: str) -> np.ndarray:
     try:
-        ids = np.asarray(doc)
+        ids = np.asarray(given)
     except (TypeError, ValueError) as error:
-        raise InputError(f"Document {number} is a {type(doc).__name__}: {error}.", "Give text, a Document or a row of ids.") from error
+        raise InputError(
+            f"The document {name!r} is a {type(given).__name__}: {error}.", "Give text, a Document or a row of ids."
+        ) from error
     if ids.size == 0 and ids.ndim == 1:
         return ids.astype(np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise InputError(
-            f"Document {number} is a {type(doc).__name__} of shape {ids.shape} and type {ids.dtype}.",
+            f"The ids of the document {name!r} are of shape {ids.shape} and type {ids.dtype}.",
             "Give text, a Document or one row of integer ids.",
         )
     return ids

@@ -18,8 +18,10 @@ import numpy as np
 
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus import search
-from palimpsest.corpus.build import Docs, Progress, build_index
+from palimpsest.corpus.build import build_index
+from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
+from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.errors import InputError
@@ -52,12 +54,13 @@ class CorpusIndex:
 
     def __init__(self, path: Path, manifest: dict[str, Any], mode: str) -> None:
         dtype = DTYPES[manifest["token_dtype"]]
-        self.path = path
+        self.path = path.absolute()
         self.manifest = manifest
         self.n_tokens: int = manifest["n_tokens"]
         self.n_documents: int = manifest["n_documents"]
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer_fingerprint: str | None = manifest["tokenizer"]["fingerprint"] if manifest["tokenizer"] else None
+        self._mode = mode
         self._separator = separator(dtype)
         self._shards = open_shards(path, manifest["shards"], dtype, mode)
         self._first_document = np.array([shard.first_document for shard in self._shards])
@@ -141,6 +144,9 @@ class CorpusIndex:
             return None
         special = {key: card[key] for key in ("bos_id", "eos_id", "pad_id", "adds_bos")}
         return Tokenizer.from_file(self.path / "tokenizer.json", **special)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorpusIndex, (self.path, self.manifest, self._mode)  # another process maps the same files; nothing is copied
 
     def __repr__(self) -> str:
         return f"CorpusIndex({str(self.path)!r}, n_tokens={self.n_tokens:,}, n_documents={self.n_documents:,}, shards={len(self._shards)})"

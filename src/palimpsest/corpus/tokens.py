@@ -94,4 +94,6 @@ def _encode(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
     try:
         return tokenizer.encode_batch([doc.text or "" for doc in docs])
     except Exception as error:
-        raise CorpusError(f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.") from error
+        raise CorpusError(
+            f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.", "Leave it out."
+        ) from error
