@@ -41,6 +41,13 @@ class Tokenizer:
     pad_id: int | None = None
     adds_bos: bool = False
 
+    def __post_init__(self) -> None:
+        if self.backend.truncation or self.backend.padding:  # settings of some batch, not of the vocabulary: they would cut documents
+            backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            backend.no_truncation()
+            backend.no_padding()
+            object.__setattr__(self, "backend", backend)
+
     @classmethod
     def from_file(cls, path: str | Path, **special: int | bool | None) -> Tokenizer:
         """Reads a `tokenizer.json`."""
