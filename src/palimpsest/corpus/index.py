@@ -189,8 +189,11 @@ class CorpusIndex:
         if flat.size == 0:
             raise InputError("A query has no ids.", "Give at least one.")
         self._require_ids(flat)
+        # Queries that begin alike search the same stretch of the suffix array: one after the other, they find it in the cache.
+        second = np.minimum(offsets[:-1] + 1, flat.size - 1)
+        order = np.argsort(flat[offsets[:-1]] << 32 | flat[second], kind="stable")
         for shard in self._shards:
-            search.in_threads(search.count_rows, (*shard.arrays, flat, offsets, out), out.size)
+            search.in_threads(search.count_rows, (*shard.arrays, flat, offsets, order, out), out.size)
         return out
 
     def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:

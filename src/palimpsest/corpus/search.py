@@ -123,12 +123,14 @@ def count_rows(
     starts: np.ndarray,
     flat: np.ndarray,
     offsets: np.ndarray,
+    order: np.ndarray,
     out: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]], for first <= i < last."""
-    for i in range(first, last):
+    """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]], for all i in order[first:last]."""
+    for j in range(first, last):
+        i = order[j]
         lo, hi = _range(tokens, sa, firsts, starts, flat, offsets[i], offsets[i + 1])
         out[i] += hi - lo
 
