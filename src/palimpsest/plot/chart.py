@@ -21,7 +21,8 @@ from palimpsest import numbers
 from palimpsest.files import write_bytes
 from palimpsest.measurement import Curve
 from palimpsest.plot.axes import Axis, x_axis, y_axis
-from palimpsest.plot.series import CHARACTER, LIGHT, LINE, Drawn, apart, drawn, fits_beside, key_rows, room_beside
+from palimpsest.plot.palette import LIGHT
+from palimpsest.plot.series import CHARACTER, LINE, Drawn, apart, drawn, fits_beside, key_rows, room_beside
 
 _FONT = "Helvetica, Arial, sans-serif"
 _VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])  # the version that this Altair writes
@@ -235,8 +236,11 @@ def _data_layers(
     dash = {"strokeDash": by_name([line.dash or [1, 0] for line in series]), "order": {"field": "order", "type": "quantitative"}}
     shape = {"shape": by_name([line.shape or "circle" for line in series]), "description": {"field": "label", "type": "nominal"}}
     stroke = {"strokeWidth": 2.25, "strokeCap": "round", "strokeJoin": "round"}
+    # many bands over each other must not make mud
+    bands = len({row["series"] for row in rows if row["band"]})
+    opacity = round(0.5 / max(4, bands), 3)
     return [
-        layer("band", {"type": "area", "opacity": 0.13, "clip": True, "aria": False}, "low", **interval),
+        layer("band", {"type": "area", "opacity": opacity, "clip": True, "aria": False}, "low", **interval),
         layer("bar", {"type": "rule", "strokeWidth": 1.5, "clip": True, "aria": False}, "low", **interval),
         layer("line", {"type": "line", "clip": True, "aria": False, **stroke}, "y", **dash),
         layer(

@@ -1,7 +1,8 @@
 """Series of a figure: which points are drawn, in which hue, marker and dash, and where their names stand.
 
 A series is never told by its colour alone: each has its own marker, each dashed one its own dash pattern, and its name stands
-beside the end of its line, or in a key above the plot where there is no room for that.
+beside the end of its line, or in a key above the plot where there is no room for that. Series that differ only in a number ("4
+copies", "16 copies") are amounts: their colours are steps of a ramp, not hues.
 """
 
 from __future__ import annotations
@@ -15,24 +16,7 @@ from typing import Any
 
 from palimpsest.errors import InputError
 from palimpsest.measurement import Curve
-
-# Eight hues that stay apart for normal, protan, deutan and tritan eyes (simulated after Machado et al. 2009, compared in OKLab),
-# each with at least 3:1 against its background.
-_HUES_ON_LIGHT = ("#2f7bdc", "#da6a12", "#0d5a45", "#6a249b", "#86690c", "#d1527f", "#26324a", "#7a8794")
-_HUES_ON_DARK = ("#4f8ff0", "#ee8433", "#86efc4", "#d6abf8", "#e3bd35", "#e2688f", "#dbe2ea", "#7d8896")
-LIGHT: Mapping[str, str] = {f"series-{i}": hue for i, hue in enumerate(_HUES_ON_LIGHT, 1)} | {
-    "plot-ink": "#2b2a28",
-    "plot-muted": "#63605a",
-    "plot-grid": "#e4e1da",
-    "plot-surface": "#ffffff",
-}
-DARK: Mapping[str, str] = {f"series-{i}": hue for i, hue in enumerate(_HUES_ON_DARK, 1)} | {
-    "plot-ink": "#e9e6e0",
-    "plot-muted": "#a8a49b",
-    "plot-grid": "#35383d",
-    "plot-surface": "#1c1e22",
-}
-CSS: Mapping[str, str] = {name: f"var(--{name})" for name in LIGHT}
+from palimpsest.plot.palette import ramp
 
 CHARACTER = 6.3  # mean width of a character at 12 px, in px
 LINE = 16  # from one line of text to the next, in px
@@ -77,8 +61,10 @@ def drawn(curve: Curve, colours: Mapping[str, str], known: Sequence[str] = ()) -
         InputError: no series with a point, two of one name, an unknown style, an infinite coordinate or a missing x.
     """
     names = [series.name for series in curve.series]
+    amounts = _amounts([series.name for series in curve.series if series.style != "dashed"])
     free = (rank for rank in itertools.count() if rank >= len(known) or known[rank] not in names)
     ranks: dict[str, int] = {}
+    hues: dict[str, str] = {}
     for series in curve.series:
         if names.count(series.name) > 1:
             raise InputError(
@@ -86,9 +72,14 @@ def drawn(curve: Curve, colours: Mapping[str, str], known: Sequence[str] = ()) -
             )
         if series.style not in ("line", "points", "dashed"):
             raise InputError(f"The style {series.style!r} of series {series.name!r} is unknown.", "Choose line, points or dashed.")
-        if series.style != "dashed":
+        if series.style == "dashed":
+            continue
+        if series.name in amounts:
+            ranks[series.name] = amounts.index(series.name)
+            hues[series.name] = ramp(colours, ranks[series.name] / (len(amounts) - 1))
+        else:
             ranks[series.name] = known.index(series.name) if series.name in known else next(free)
-    hues = {name: colours[f"series-{rank % 8 + 1}"] for name, rank in ranks.items()}
+            hues[series.name] = colours[f"series-{ranks[series.name] % 8 + 1}"]
     result = []
     dashed = 0
     for series in curve.series:
@@ -109,6 +100,17 @@ def drawn(curve: Curve, colours: Mapping[str, str], known: Sequence[str] = ()) -
     if not result:
         raise InputError(f"The curve {curve.id!r} has no point to draw.", "Leave it out, or say why there is none.")
     return result
+
+
+def _amounts(names: Sequence[str]) -> list[str]:
+    """Those of `names`, at least four, that differ only in a number, from the smallest number to the greatest."""
+    families: dict[str, list[tuple[float, str]]] = {}
+    for name in dict.fromkeys(names):
+        found = re.fullmatch(r"(\D*)(\d[\d,]*(?:\.\d+)?)(\D*)", name)
+        if found:
+            families.setdefault(f"{found[1]}#{found[3]}", []).append((float(found[2].replace(",", "")), name))
+    largest = max(families.values(), key=len, default=[])
+    return [name for _, name in sorted(largest)] if len(largest) >= 4 else []
 
 
 def _points(curve: str, series: str, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

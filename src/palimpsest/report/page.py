@@ -142,7 +142,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         value=_value, span=_span, cell=_cell, sort_key=_sort_key, share=_share, short=_short, words=_words, plain=_plain
     )
-    environment.filters.update(moment=_moment, prose=_prose, seconds=numbers.seconds, integer=numbers.integer)
+    environment.filters.update(kinds=_kinds, moment=_moment, prose=_prose, seconds=numbers.seconds, integer=numbers.integer)
     environment.tests.update(numeric=lambda kind: kind in NUMERIC, digest=_is_digest, web_address=_is_web_address)
     environment.globals.update(pieces=pieces)
     return environment
@@ -152,6 +152,11 @@ def _value(figure: Mapping[str, Any]) -> str:
     """The value of a tile or fact, without its interval."""
     value = figure.get("value")
     return _cell([value[0], None, None] if isinstance(value, list) else value, figure["format"])
+
+
+def _kinds(comparison: Mapping[str, Any]) -> set[str]:
+    """Which kinds of span a comparison shows: its legend names these."""
+    return {span["kind"] for item in comparison["items"] for column in item["columns"] for span in column["spans"]}
 
 
 def _moment(text: str) -> str:
