@@ -15,6 +15,7 @@ from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CapabilityError, InputError, TokenizerMismatchError
 from palimpsest.measurement import Measurement
+from palimpsest.models import LanguageModel
 from palimpsest.stats import wilson_interval
 
 PREFIX, SUFFIX = 24, 8
@@ -30,13 +31,84 @@ def test_what_was_made_extractable_is_extracted_and_nothing_else(tiny_model, kno
 
 def test_teacher_forcing_equals_greedy_generation_on_every_sample_and_context(tiny_model, narrow_door, known_samples):
     forced = measure_extraction(tiny_model, known_samples, (4, 16, PREFIX))
-    written = measure_extraction(narrow_door(tiny_model, {"text"}), known_samples, (4, 16, PREFIX))
+    written = measure_extraction(narrow_door(tiny_model, {"text", "weights"}), known_samples, (4, 16, PREFIX))
     assert forced.provenance["decoding"]["path"] == "score"
     assert written.provenance["decoding"]["path"] == "generate"
     columns = ["id", "context", "extracted", "matched"]
     assert forced.table.select(columns).equals(written.table.select(columns))
     assert "logprob" not in written.table.columns
     assert written.summary["laws"]["copies"]["gain"] == {"reason": "there are no levels of copies with a gain"}
+
+
+class Server(LanguageModel):
+    """A door like a completion endpoint's: text only, stops at EOS, and cuts what was written into tokens again."""
+
+    def __init__(self, model):
+        self.model, self.name, self.door = model, model.name, "server"
+        self.tokenizer, self.context_length = model.tokenizer, model.context_length
+        self.capabilities, self.parameters, self.prepends_bos = frozenset({"text"}), None, False
+
+    @property
+    def fingerprint(self):
+        return self.model.fingerprint
+
+    def score(self, *args, **kwargs):
+        raise self.lacks("logprobs", "score")
+
+    def generate(self, prefixes, max_new_tokens, *, num_beams, stop_at_eos, progress):
+        assert stop_at_eos
+        found = self.model.generate(prefixes, max_new_tokens, num_beams=num_beams, stop_at_eos=True, progress=progress)
+        again = [[self.tokenizer.encode(self.tokenizer.decode(row.tolist())) for row in rows] for rows in found]
+        return [[np.array(row[:max_new_tokens], dtype=np.int64) for row in rows] for rows in again]
+
+
+class Parrot(Server):
+    """A server that always writes the same text."""
+
+    def __init__(self, model, text):
+        super().__init__(model)
+        self.text = text
+
+    def generate(self, prefixes, max_new_tokens, **_):
+        return [[np.array(self.tokenizer.encode(self.text)[:max_new_tokens])] for _ in prefixes]
+
+
+def test_a_text_door_extracts_the_same_text(tiny_model, tiny_tokenizer):
+    prefixes = np.random.default_rng(2).integers(2, tiny_tokenizer.vocab_size, size=(200, PREFIX))
+    samples, expected = [], []
+    for prefix, rows in zip(prefixes, tiny_model.generate(list(prefixes), 3, stop_at_eos=False), strict=True):
+        if tiny_tokenizer.encode(tiny_tokenizer.decode(rows[0].tolist())) == rows[0].tolist() and 1 not in rows[0]:
+            right = len(samples) % 2 == 0
+            suffix = rows[0] if right else np.array(tiny_tokenizer.encode("zq!"))
+            samples.append(PrefixSuffix(np.concatenate([prefix, suffix]), PREFIX, len(suffix)))
+            expected.append(right)
+    assert len(samples) > 10
+    forced = measure_extraction(tiny_model, samples, PREFIX).table
+    written = measure_extraction(Server(tiny_model), samples, PREFIX).table
+    assert written["extracted"].to_list() == forced["extracted"].to_list() == expected
+
+
+def test_the_same_text_in_other_tokens_is_extracted_from_a_text_door(tiny_model, tiny_tokenizer):
+    def spelled(text):
+        return np.array([i for character in text for i in tiny_tokenizer.encode(character)])
+
+    right, wrong = spelled("the word"), spelled("the wood")
+    assert right.tolist() != tiny_tokenizer.encode("the word")
+    broken = np.array(tiny_tokenizer.encode("é")[:1])  # half a character: its text is U+FFFD, as is any other half's
+    samples = [PrefixSuffix(np.concatenate([[5, 6], suffix]), 2, len(suffix)) for suffix in (right, wrong, broken)]
+    assert measure_extraction(Parrot(tiny_model, "the word was"), samples, 2).table["extracted"].to_list() == [True, False, False]
+    assert measure_extraction(Parrot(tiny_model, "\ufffd\ufffd"), samples[2:], 2).table["extracted"].to_list() == [False]
+
+
+def test_suffixes_with_eos_are_skipped_by_a_door_that_stops_there(tiny_model):
+    ids = np.arange(2, 2 + PREFIX + SUFFIX)
+    ended = ids.copy()
+    ended[-2] = 1
+    samples = [PrefixSuffix(ids, PREFIX, SUFFIX), PrefixSuffix(ended, PREFIX, SUFFIX)]
+    result = measure_extraction(Server(tiny_model), samples, PREFIX)
+    assert result.summary["skipped"] == [{"context": PREFIX, "reason": "the suffix holds EOS, where this door stops", "samples": 1}]
+    assert result.table.height == 1
+    assert measure_extraction(tiny_model, samples, PREFIX).table.height == 2
 
 
 def test_log_probs_are_those_of_the_suffix_alone(tiny_model, known_samples):
@@ -94,7 +166,12 @@ def test_gain_over_a_reference_is_paired_and_zero_over_itself(tiny_model, other_
     other = measure_extraction(tiny_model, known_samples, (8, PREFIX), reference=other_model)
     expected = other_model.score([s.ids[PREFIX - 8 :] for s in known_samples], start=8).logprobs
     assert other.table["reference_logprob"][:40].to_list() == pytest.approx([lp.mean() for lp in expected], abs=1e-6)
-    assert (other.table["gain"] - other.table["logprob"] + other.table["reference_logprob"]).abs().max() < 1e-12
+    for context in (8, PREFIX):  # and the controls' mean is taken off
+        here = other.table.filter(pl.col("context") == context)
+        better = here["logprob"] - here["reference_logprob"]
+        assert (here["gain"] - better + better.filter(here["copies"] == 0).mean()).abs().max() < 1e-12
+    planted = measure_extraction(tiny_model, known_samples[8:], 8, reference=other_model).table
+    assert (planted["gain"] - planted["logprob"] + planted["reference_logprob"]).abs().max() < 1e-12
 
 
 def test_without_a_reference_the_gain_is_over_the_controls_of_the_same_context(tiny_model, known_samples):
@@ -116,7 +193,7 @@ def test_any_match_finds_what_is_written_elsewhere_in_the_corpus(tiny_model, nar
     expected = [i in elsewhere or s.meta["right"] == SUFFIX for i, s in enumerate(known_samples)]
     assert result.table["any_match"].to_list() == expected
     assert result.summary["overall"]["any_rate"] == np.mean(expected) > result.summary["overall"]["rate"]
-    written = measure_extraction(narrow_door(tiny_model, {"text"}), known_samples, PREFIX, index=index)
+    written = measure_extraction(narrow_door(tiny_model, {"text", "weights"}), known_samples, PREFIX, index=index)
     assert written.table["any_match"].to_list() == expected
     assert result.provenance["corpus"] == index.fingerprint
     narrow = CorpusIndex.build([[1, 2, 3]], None, tmp_path / "n")  # one byte a token: most ids of the model cannot be asked for
@@ -234,7 +311,7 @@ def test_samples_without_copies_have_rates_by_context_only(tiny_model, known_sam
 
 
 def test_progress_reaches_its_end(tiny_model, narrow_door, known_samples):
-    for door in (tiny_model, narrow_door(tiny_model, {"text"})):
+    for door in (tiny_model, narrow_door(tiny_model, {"text", "weights"})):
         heard = []
         measure_extraction(door, known_samples, (8, PREFIX), progress=lambda done, total, heard=heard: heard.append((done, total)))
         assert heard == sorted(heard)

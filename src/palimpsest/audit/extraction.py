@@ -10,6 +10,7 @@ Contexts of different length are compared on the same suffixes. The rates, fits 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def measure_extraction(
     if generated:
         model.require("text", "Extraction without log-probs, or by beam search,")
 
-    cases, skipped = _cases(samples, contexts, suffix, [door for door in (model, reference) if door is not None])
+    cases, skipped = _cases(samples, contexts, suffix, model, reference, generated)
     rows = [samples[i].ids[samples[i].prefix_len - c : samples[i].prefix_len + k] for i, c, k in cases]
     starts = [c for _, c, _ in cases]
     # A door that can score is only asked to write for beam search, and for what it puts in the place of a missed suffix.
@@ -120,7 +121,7 @@ def measure_extraction(
         columns["matched"] = [leading(hits) for hits in scores.greedy_hits]
     if generated:
         outputs = _continuations(model, rows, starts, num_beams if decode == "beam" else 1, stage(len(rows)))
-        columns["matched"] = [leading(out == row[c:]) for out, row, c in zip(outputs, rows, starts, strict=True)]
+        columns["matched"] = [_matched(model, out, row[c:]) for out, row, c in zip(outputs, rows, starts, strict=True)]
     columns["extracted"] = [m == k for m, k in zip(columns["matched"], columns["suffix_len"], strict=True)]
     if reference is not None:
         scores = reference.score(rows, start=starts, progress=stage(len(rows)))
@@ -132,7 +133,8 @@ def measure_extraction(
             written = _continuations(model, [rows[j] for j in missed], [starts[j] for j in missed], 1, stage(len(rows)))
         else:
             written = [outputs[j] for j in missed]
-        elsewhere = dict(zip(missed, _stands_in(index, written), strict=True))
+        lengths = [columns["suffix_len"][j] for j in missed]
+        elsewhere = dict(zip(missed, _stand_in(index, written, lengths), strict=True))
         columns["any_match"] = [elsewhere.get(j, True) for j in range(len(rows))]
     if progress:
         progress(len(rows) * passes, len(rows) * passes)
@@ -157,20 +159,43 @@ def leading(hits: np.ndarray) -> int:
     return len(hits) if hits.all() else int(np.argmin(hits))
 
 
+def _matched(model: LanguageModel, written: np.ndarray, suffix: np.ndarray) -> int:
+    """How many tokens of the suffix were written before the first error; all where the text is the same in other tokens."""
+    common = min(len(written), len(suffix))
+    right = leading(written[:common] == suffix[:common])
+    if right < len(suffix) and "weights" not in model.capabilities:
+        text = model.tokenizer.decode(suffix.tolist())
+        # U+FFFD stands for any broken character: two of them are no match
+        if "\ufffd" not in text and model.tokenizer.decode(written.tolist()).startswith(text):
+            return len(suffix)
+    return right
+
+
 def _cases(
-    samples: Sequence[PrefixSuffix], contexts: Sequence[int], suffix: int | None, doors: Sequence[LanguageModel]
+    samples: Sequence[PrefixSuffix],
+    contexts: Sequence[int],
+    suffix: int | None,
+    model: LanguageModel,
+    reference: LanguageModel | None,
+    generated: bool,
 ) -> tuple[list[tuple[int, int, int]], list[dict[str, Any]]]:
     """(sample, context, suffix length) of everything that can be measured, and what cannot, counted by reason."""
-    room = min(door.context_length - int(door.prepends_bos) for door in doors)
+    room = min(door.context_length - int(door.prepends_bos) for door in (model, reference) if door is not None)
+    stops = generated and "weights" not in model.capabilities and model.tokenizer.eos_id is not None
+    lengths = [(i, sample.prefix_len, suffix or sample.suffix_len) for i, sample in enumerate(samples)]
     cases, skipped = [], []
     for context in contexts:
-        lengths = [(i, sample.prefix_len, suffix or sample.suffix_len) for i, sample in enumerate(samples)]
-        fits = [(i, context, k) for i, prefix_len, k in lengths if context <= prefix_len]
-        seen = [case for case in fits if context + case[2] <= room]
-        cases += seen
-        for reason, count in (("prefix too short", len(lengths) - len(fits)), ("longer than the model can see", len(fits) - len(seen))):
-            if count:
-                skipped.append({"context": context, "reason": reason, "samples": count})
+        reasons: Counter[str] = Counter()
+        for i, prefix_len, k in lengths:
+            if context > prefix_len:
+                reasons["prefix too short"] += 1
+            elif context + k > room:
+                reasons["longer than the model can see"] += 1
+            elif stops and (samples[i].suffix[:k] == model.tokenizer.eos_id).any():
+                reasons["the suffix holds EOS, where this door stops"] += 1
+            else:
+                cases.append((i, context, k))
+        skipped += [{"context": context, "reason": reason, "samples": count} for reason, count in reasons.items()]
     if not cases:
         raise InputError(
             f"None of {len(samples)} samples can be measured at the contexts {list(contexts)}: {skipped}.",
@@ -182,23 +207,25 @@ def _cases(
 def _continuations(
     model: LanguageModel, rows: Sequence[np.ndarray], starts: Sequence[int], num_beams: int, progress: Progress | None
 ) -> list[np.ndarray]:
-    """What the model writes after each prefix, as many tokens as the suffix has; EOS is a token like any other."""
+    """What the model writes after each prefix, as many tokens as the suffix has; EOS is a token like any other where it can be."""
     out: list[np.ndarray] = [np.zeros(0, np.int64)] * len(rows)
     wanted = np.array([len(row) - start for row, start in zip(rows, starts, strict=True)], dtype=np.int64)
     stage = stages(progress, len(rows))
+    stop = "weights" not in model.capabilities
     for length in np.unique(wanted).tolist():
         chosen = np.flatnonzero(wanted == length).tolist()
         prefixes = [rows[j][: starts[j]] for j in chosen]
-        found = model.generate(prefixes, length, num_beams=num_beams, stop_at_eos=False, progress=stage(len(chosen)))
+        found = model.generate(prefixes, length, num_beams=num_beams, stop_at_eos=stop, progress=stage(len(chosen)))
         for j, continuations in zip(chosen, found, strict=True):
             out[j] = continuations[0]
     return out
 
 
-def _stands_in(index: CorpusIndex, written: Sequence[np.ndarray]) -> list[bool]:
-    """Whether each row occurs in the corpus; one with an id that the corpus does not have is not looked up."""
+def _stand_in(index: CorpusIndex, written: Sequence[np.ndarray], lengths: Sequence[int]) -> list[bool]:
+    """Whether each row, as long as it should be, occurs in the corpus; one with an id that the corpus has not is not looked up."""
     known, _ = index.next_tokens([])
-    possible = [j for j, row in enumerate(written) if np.isin(row, known).all()]
+    pairs = zip(written, lengths, strict=True)
+    possible = [j for j, (row, length) in enumerate(pairs) if len(row) == length and np.isin(row, known).all()]
     found = np.zeros(len(written), dtype=bool)
     found[possible] = index.count_batch([written[j] for j in possible]) > 0
     return found.tolist()

@@ -4,8 +4,10 @@ The laws are y = a + b log10 x for x = copies in the training data, tokens of co
 
 * the extraction rate, fitted to the levels between 5 % and 95 % only: outside it is at floor or ceiling, in small models it is a
   steep sigmoid, and a line through saturated points is not the law;
-* the gain: mean log-probability per suffix token (nat), less that of a reference model that never saw the text or, without one,
-  less the mean over the controls (0 copies) at the same context. All levels are fitted.
+* the gain (nat): mean log-probability per suffix token, less that of a reference model that never saw the text (the difficulty of
+  the passage cancels out), less the mean of the same over the controls (0 copies) at the same context (what the models differ in
+  otherwise cancels out); one of the two is enough. All levels are fitted. The interval of the slope is that of the passages
+  fitted; the mean of the controls is taken as given.
 
 Copies are grouped as the paper's strata, level b holding 2^(b/4) <= copies < 2^((b+1)/4), and stand at the mean of their level.
 A fit needs three levels: through two every line is perfect.
@@ -29,17 +31,16 @@ MIN_LEVELS = 3
 
 
 def with_gain(table: pl.DataFrame) -> pl.DataFrame:
-    """Adds `gain` where it is defined: log-prob less the reference's, or less the mean of the 0-copy rows of the same context."""
+    """Adds `gain` (see the module's docstring) where there is a reference or, at every context, a control."""
     if "logprob" not in table.columns:
         return table
-    if "reference_logprob" in table.columns:
-        return table.with_columns(gain=pl.col("logprob") - pl.col("reference_logprob"))
+    paired = "reference_logprob" in table.columns
+    better = pl.col("logprob") - pl.col("reference_logprob") if paired else pl.col("logprob")
     controls = table.filter(pl.col("copies") == 0)
-    if controls.is_empty():
-        return table
-    means = controls.group_by("context").agg(control=pl.col("logprob").mean())
-    joined = table.join(means, on="context", how="left", maintain_order="left")
-    return joined.with_columns(gain=pl.col("logprob") - pl.col("control")).drop("control")
+    if controls["context"].n_unique() < table["context"].n_unique():
+        return table.with_columns(gain=better) if paired else table
+    level = controls.group_by("context").agg(control=better.mean())
+    return table.join(level, on="context", how="left", maintain_order="left").with_columns(gain=better - pl.col("control")).drop("control")
 
 
 def extraction_summary(table: pl.DataFrame, seed: int = 0) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def extraction_curves(summary: Mapping[str, Any]) -> dict[str, Curve]:
         if gains:
             series = _split(gains, "context", "copies", "{} tokens of context", "gain")
             series += _line(summary["laws"]["copies"]["gain"], f"law at {here} tokens")
-            caption = "Mean log-probability of a suffix token, less that of the reference (or of passages that were never planted)."
+            caption = "Mean log-probability of a suffix token, less that of the reference model and that of passages that were never seen."
             title, y_label = "What repetition adds below the threshold", "gain (nat per token)"
             curves.append(Curve("extraction-gain", title, "copies in the training data", y_label, series, "symlog", caption=caption))
     series = [_series("all", summary["by_context"], "context"), *_split(cells, "copies", "context", "{} copies")]

@@ -77,7 +77,7 @@ def measure_near_verbatim(
                 top_p=sampler.top_p,
                 n=trials,
                 seed=seed + chosen[0],  # a seed of its own for every call: generate numbers its prefixes from 0
-                stop_at_eos=False,
+                stop_at_eos="weights" not in model.capabilities,  # a server ends at EOS: such an output is short, and the rest missed
                 progress=stage(len(chosen)),
             )
             for i, drawn in zip(chosen, outputs, strict=True):
@@ -114,6 +114,9 @@ def measure_near_verbatim(
 
 def _distances(outputs: Sequence[np.ndarray], suffix: np.ndarray, distance: str) -> np.ndarray:
     if distance == "hamming":
-        return (np.stack(outputs) != suffix).sum(axis=1)
+        padded = np.full((len(outputs), len(suffix)), -1)
+        for row, output in zip(padded, outputs, strict=True):
+            row[: len(output)] = output[: len(suffix)]
+        return (padded != suffix).sum(axis=1)
     rows = [row.tolist() for row in outputs]
     return process.cdist([suffix.tolist()], rows, scorer=Levenshtein.distance, dtype=np.int64)[0]
