@@ -150,6 +150,25 @@ def test_tiles_have_their_interval_and_unit(html: str) -> None:
     assert "of 100,000 tokens written" in html
 
 
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_words_have_contrast_4_5_on_whatever_they_stand(html: str, theme: int) -> None:
+    pairs = dict(re.findall(r"--([\w-]+): light-dark\(([^)]*)\)", html))
+    colours = {name: pair.split(", ")[theme] for name, pair in pairs.items()}
+    grounds = dict.fromkeys(("ink", "muted", "accent", "good", "low", "warn", "bad"), ("paper", "surface", "sunken"))
+    grounds["ink"] += ("mark", "mark-strong", "protected", "blocked")
+    grounds["paper"] = ("ink",)  # the tooltip
+    for word, places in grounds.items():
+        for place in places:
+            low, high = sorted((luminance(colours[word]), luminance(colours[place])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (word, place)
+
+
 def test_figures_are_inlined_in_the_colours_of_the_page(html: str) -> None:
     figures = re.findall(r"<svg xmlns.*?</svg>", html, re.DOTALL)
     assert len(figures) == 10  # five curves, each for a wide and a narrow window

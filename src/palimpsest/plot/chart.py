@@ -1,7 +1,8 @@
 """The chart of a `Curve`: bands or bars for its intervals, lines, markers, names; as Vega-Lite, SVG and PNG.
 
 The specification is Vega-Lite (Satyanarayan et al. 2017, "Vega-Lite: A Grammar of Interactive Graphics"), rendered by the Vega
-runtime inside `vl-convert-python`. Every length is fixed here (`autosize: none`), so that equal curves give equal bytes whatever
+runtime inside `vl-convert-python`: an SVG needs no script to be seen, where plotly.js would add 4.8 MB to every page and a Chrome to
+every PNG. Every length is fixed here (`autosize: none`), so that equal curves give equal bytes whatever
 fonts are installed. Colours come as a mapping: `LIGHT` and `DARK` hold real ones; `CSS` holds `var(--series-1)` and its like, for
 an SVG that is inlined in a page and follows the page's theme.
 """

@@ -222,7 +222,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return numbers.integer(value) if abs(value) >= 10_000 else str(value)
+        return numbers.integer(value) if abs(value) >= 1_000 else str(value)
     if isinstance(value, float):
         return numbers.number(value)
     return str(value)
