@@ -291,6 +291,12 @@ class TestTarget:
         assert first.fingerprint != second.fingerprint
         assert first.document_ids(0).tolist() == rows(9)[0]  # who has it open keeps it
 
+    def test_other_special_tokens_are_another_index(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        CorpusIndex.build(["god"], tokenizer, tmp_path / "index")
+        again = CorpusIndex.build(["god"], Tokenizer(tokenizer.backend, bos_id=3), tmp_path / "index")
+        assert again.tokenizer is not None
+        assert (again.tokenizer.bos_id, again.tokenizer.eos_id) == (3, None)
+
     def test_a_damaged_index_is_replaced_with_a_notice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         whole = contents(CorpusIndex.build(rows(9), None, tmp_path / "index").path)
         with open(tmp_path / "index" / "sa.0", "r+b") as stream:
@@ -483,6 +489,18 @@ class TestResult:
         monkeypatch.setattr(staging, "_BATCH_SIZE", 50)
         manifest = {"manifest.json": b""}
         assert contents(CorpusIndex.build(docs, None, tmp_path / "c", shards=2).path) | manifest == whole | manifest
+
+    def test_shards_are_sorted_one_by_one_where_memory_is_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = contents(CorpusIndex.build(rows(60), None, tmp_path / "a", shards=4).path)
+        pools: list[int] = []
+        pool = build.ThreadPoolExecutor
+        monkeypatch.setattr(build, "ThreadPoolExecutor", lambda workers: pools.append(workers) or pool(workers))
+        monkeypatch.setattr(os, "cpu_count", lambda: 3)
+        CorpusIndex.build(rows(60), None, tmp_path / "b", shards=4)
+        monkeypatch.setattr(os, "sysconf", lambda name: 1)
+        CorpusIndex.build(rows(60), None, tmp_path / "c", shards=4)
+        assert pools == [3, 1]
+        assert contents(tmp_path / "b") == contents(tmp_path / "c") == whole
 
     def test_progress_is_told(self, tmp_path: Path, small_batches: None) -> None:
         calls: list[tuple] = []

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.documents import Docs, as_documents
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
-from palimpsest.corpus.suffix_array import choose_builder, suffix_array
+from palimpsest.corpus.suffix_array import choose_builder, sorting_memory, suffix_array
 from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
@@ -40,16 +41,17 @@ def build_index(
         raise InputError(f"An index of {shards} shards cannot be built.", "Give at least 1.")
     choose_builder(builder, 0, 0)
     staged = staging_dtype(token_dtype, tokenizer)
-    config = {"version": layout.VERSION, "tokenizer": tokenizer.fingerprint if tokenizer else None, "token_dtype": token_dtype}
+    card = _card(tokenizer)
+    config = {"version": layout.VERSION, "tokenizer": card, "token_dtype": token_dtype}
     plan = {"stage": "plan", "shards": shards, "builder": builder}
-    request = {**config, "shards": shards, "builder": builder}
+    request = {"token_dtype": token_dtype, "shards": shards, "builder": builder}
     with storage_errors(out):
         refuse_foreign(out)
         unfinished = partial_folder(out).exists()
-    if resume and not unfinished and _is_built(docs, out, request):
+    if resume and not unfinished and _is_built(docs, out, card, request):
         return
     with storage_errors(out), workspace(out, config, resume) as (work, journal):
-        if resume and unfinished and not journal.entries and _is_built(docs, out, request):
+        if resume and unfinished and not journal.entries and _is_built(docs, out, card, request):
             remove_workspace(work)
             return
         folder = work / "index"
@@ -68,24 +70,32 @@ def build_index(
         name = dtype_name(max(state["top"], 0)) if staged == "u32" and token_dtype == "auto" and tokenizer is None else staged
         if any(journal.entry("shard", shard) is None for shard in range(shards)):
             _split(work, folder, journal, DTYPES[staged], DTYPES[name], shards)
-        for shard in range(shards):
-            if journal.entry("sort", shard) is None:
-                _sort(folder, journal, shard, DTYPES[name], state["top"], builder)
-            progress("sort", shard + 1, shards)
+        waiting = [shard for shard in range(shards) if journal.entry("sort", shard) is None]
+        choices = [choose_builder(builder, journal.require("shard", shard)["length"], state["top"]) for shard in range(shards)]
+        with ThreadPoolExecutor(_at_once(journal, choices, state["top"])) as pool:
+            tasks = [pool.submit(_sort, folder, shard, DTYPES[name], state["top"], choices[shard]) for shard in waiting]
+            for done, task in enumerate(as_completed(tasks), start=1 + shards - len(waiting)):
+                journal.append(task.result())
+                progress("sort", done, shards)
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
-        _describe(folder, journal, tokenizer, name, state, request)
+        _describe(folder, journal, name, state, card, request)
         put_in_place(work, journal, out)
     layout.note_whole(out, layout.read_manifest(out))
 
 
-def _is_built(docs: Docs, out: Path, request: dict[str, Any]) -> bool:
+def _card(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """What the manifest says of the tokenizer."""
+    return {key: getattr(tokenizer, key) for key in ("fingerprint", "bos_id", "eos_id", "pad_id", "adds_bos")} if tokenizer else None
+
+
+def _is_built(docs: Docs, out: Path, card: dict[str, Any] | None, request: dict[str, Any]) -> bool:
     """Whether `out` is a whole index of these very documents; an iterator, which can be read only once, is never compared."""
     if not layout.is_index(out) or (not isinstance(docs, str | os.PathLike) and iter(docs) is docs):
         return False
     try:
         manifest = layout.read_manifest(out)
-        if manifest["request"] != request:
+        if (manifest["tokenizer"], manifest["request"]) != (card, request):
             return False
         layout.verify_if_changed(out, manifest)
     except (IndexCorruptError, IndexVersionError) as error:
@@ -130,10 +140,16 @@ def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: 
         )
 
 
-def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, builder: str) -> None:
-    """Writes the suffix array of a shard and its buckets."""
+def _at_once(journal: Journal, builders: list[str], top: int) -> int:
+    """How many shards may be sorted at once: as many as there are cores, while half of the free memory holds them."""
+    needs = [sorting_memory(builder, journal.require("shard", shard)["length"], top) for shard, builder in enumerate(builders)]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(os.cpu_count() or 1, len(needs), free // 2 // max(needs)))
+
+
+def _sort(folder: Path, shard: int, dtype: np.dtype, top: int, builder: str) -> dict[str, Any]:
+    """Writes the suffix array of a shard and its buckets; returns the journal's entry."""
     tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
-    builder = choose_builder(builder, tokens.size, top)
     require_space(folder, 4 * tokens.size)
     sa = suffix_array(tokens, top, builder)
     tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
@@ -142,7 +158,7 @@ def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int,
     _write(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])
     names = (f"sa.{shard}", f"buckets.{shard}")
     files = {name: layout.describe_file(folder / name) for name in names}
-    journal.append({"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files})
+    return {"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files}
 
 
 def _write(path: Path, pieces: Iterable[np.ndarray]) -> None:
@@ -152,7 +168,7 @@ def _write(path: Path, pieces: Iterable[np.ndarray]) -> None:
 
 
 def _describe(
-    folder: Path, journal: Journal, tokenizer: Tokenizer | None, name: str, state: dict[str, Any], request: dict[str, Any]
+    folder: Path, journal: Journal, name: str, state: dict[str, Any], card: dict[str, Any] | None, request: dict[str, Any]
 ) -> None:
     """Writes the manifest."""
     content = hashlib.sha256()  # of the tokens as u32 with 2³² − 1 before every document, whatever the type and the shards
@@ -164,13 +180,11 @@ def _describe(
             strip = tokens[start : start + _STRIP].astype("<u4")
             strip[strip == separator(DTYPES[name])] = separator(DTYPES["u32"])
             content.update(strip.data)
-        cut, order = journal.entry("shard", shard) or {}, journal.entry("sort", shard) or {}
+        cut, order = journal.require("shard", shard), journal.require("sort", shard)
         files |= cut["files"] | order["files"]
         rows.append({key: cut[key] for key in ("length", "documents")} | {key: order[key] for key in ("builder", "alphabet")})
-    card = None
-    if tokenizer:
+    if card:
         files["tokenizer.json"] = layout.describe_file(folder / "tokenizer.json")
-        card = {key: getattr(tokenizer, key) for key in ("fingerprint", "bos_id", "eos_id", "pad_id", "adds_bos")}
     layout.write_manifest(
         folder,
         {

@@ -45,6 +45,11 @@ def choose_builder(builder: str, length: int, top: int) -> str:
     return builder
 
 
+def sorting_memory(builder: str, length: int, top: int) -> int:
+    """Bytes that sorting a shard of `length` tokens takes at most, about."""
+    return length * (8 + 5 * _width(top + 1)) if builder == "divsufsort" else length * 20
+
+
 def suffix_array(tokens: np.ndarray, top: int, builder: str) -> np.ndarray:
     """The suffix array of `tokens`.
 
@@ -88,7 +93,7 @@ def _divsufsort(tokens: np.ndarray, top: int) -> np.ndarray:
     return _whole(suffixes, width, kept)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _whole(suffixes: np.ndarray, width: int, kept: np.ndarray) -> np.ndarray:
     """Keeps the byte suffixes that begin at a token, as token positions."""
     used = 0
@@ -124,7 +129,7 @@ def _sais(text: np.ndarray, alphabet: int) -> np.ndarray:
     return sa
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _classify(text: np.ndarray, rises: np.ndarray, heads: np.ndarray) -> np.ndarray:
     """Fills `rises` (suffix i is less than suffix i + 1: type S) and `heads`; returns the leftmost S of every run (LMS), ascending."""
     n = text.size
@@ -146,7 +151,7 @@ def _classify(text: np.ndarray, rises: np.ndarray, heads: np.ndarray) -> np.ndar
     return borders
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _induce(text: np.ndarray, rises: np.ndarray, heads: np.ndarray, order: np.ndarray, sa: np.ndarray) -> None:
     """Sorts all suffixes by what the LMS suffixes in `order` say: falling ones from the left, then rising ones from the right."""
     n = text.size
@@ -176,7 +181,7 @@ def _induce(text: np.ndarray, rises: np.ndarray, heads: np.ndarray, order: np.nd
             sa[place[c]] = p
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _name(text: np.ndarray, rises: np.ndarray, borders: np.ndarray, sa: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Numbers the sorted LMS substrings: equal ones alike.
 

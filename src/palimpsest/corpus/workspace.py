@@ -75,6 +75,12 @@ class Journal:
                 return entry
         return None
 
+    def require(self, stage: str, shard: int) -> dict[str, Any]:
+        """The entry of a stage of a shard that is done."""
+        entry = self.entry(stage, shard)
+        assert entry is not None, f"{stage} {shard} is not done"
+        return entry
+
     def batches(self) -> list[dict[str, Any]]:
         """The entries of the finished batches of documents."""
         return [entry for entry in self.entries if entry["stage"] == "batch"]
