@@ -214,13 +214,8 @@ _TRACED = _spans({"count?": _count, "documents": _list(_SOURCE)})
 _MARKED = _spans({"kind": _among(("verbatim", "protected", "blocked"))})
 _PASSAGE = _object(
     {
-        "id": _text,
-        "model?": _text,
+        **dict.fromkeys(("id", "model?", "domain?", "prefix_text", "output_text", "true_text?"), _text),
         "copies?": _count,
-        "domain?": _text,
-        "prefix_text": _text,
-        "output_text": _text,
-        "true_text?": _text,
         "spans": _list(_object({})),
         "facts?": _list(_figure),
     }
@@ -253,14 +248,10 @@ _SERIES = _object({"name": _text, "style": _among(("line", "points", "dashed")),
 _CURVE = _object(
     {
         "id": _identifier,
-        "title": _text,
-        "x_label": _text,
-        "y_label": _text,
-        "x_scale": _among(("linear", "log", "symlog")),
-        "y_scale": _among(("linear", "log", "symlog")),
+        **dict.fromkeys(("title", "x_label", "y_label", "caption?"), _text),
+        **dict.fromkeys(("x_scale", "y_scale"), _among(("linear", "log", "symlog"))),
         "y_domain?": _ends,
         "y_format": _among(("percent", "number")),
-        "caption?": _text,
         "series": _list(_SERIES),
         "fits?": _list(_object({"series": _text, "text": _text})),
     }
@@ -287,9 +278,8 @@ _AUDIT = _object(
         "demonstration?": _flag,
         "verdict": _object({"level": _among(LEVELS), "headline": _text, "sentences": _list(_text)}),
         "tiles": _list(_figure),
+        **dict.fromkeys(("corpus?", "settings?", "environment?", "timing?"), _object({})),
         "models": _list(_object({"name": _text, "role?": _text, "parameters?": _count, "fingerprint?": _text})),
-        "corpus?": _object({}),
-        "settings?": _object({}),
         "sections": _list(
             _object(
                 {
@@ -304,8 +294,6 @@ _AUDIT = _object(
             )
         ),
         "limits": _list(_text),
-        "environment?": _object({}),
-        "timing?": _object({}),
         "references?": _list(_object({"title": _text, "url?": _text})),
     }
 )
