@@ -1,0 +1,186 @@
+"""`palimpsest audit` as a person runs it: a folder of a model, a text, a report; killed and run again; and every wrong way."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TEXT = "In the beginning was the word, and the word was written down, and what was written down was scraped off.\n"
+SMALL = ["--samples", "8", "--context", "4,8", "--suffix", "6", "--guard-n", "3"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_model, tmp_path_factory):
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model.model.save_pretrained(folder)
+    own = PreTrainedTokenizerFast(tokenizer_object=tiny_model.tokenizer.backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text(TEXT * 40)
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "from palimpsest.cli import main; main()", "audit", *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def card_without_times(folder: Path):
+    card = json.loads((folder / "audit.json").read_text())
+    return {key: value for key, value in card.items() if key not in ("created", "timing")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model_folder, corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "report"
+    done = run(model_folder, corpus, "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_the_terminal_shows_the_verdict_and_where_the_report_is(undisturbed):
+    out, done = undisturbed
+    card = json.loads((out / "audit.json").read_text())
+    assert card["verdict"]["headline"] in done.stdout
+    assert "index.html" in done.stdout
+    assert (out / "index.html").stat().st_size > 50_000
+    assert any((out / "figures").glob("*.png"))
+
+
+def test_json_is_the_card(undisturbed, model_folder, corpus):
+    out, _ = undisturbed
+    done = run(model_folder, corpus, "--out", out, *SMALL, "--json")
+    assert done.returncode == 0
+    assert {k: v for k, v in json.loads(done.stdout).items() if k not in ("created", "timing")} == card_without_times(out)
+
+
+@pytest.mark.parametrize("seen", ["index.partial", "index", "measurements/extraction.tiny.json", "measurements/open.tiny.json"])
+def test_killed_at_any_moment_the_next_run_goes_on_and_says_the_same(undisturbed, model_folder, corpus, tmp_path, seen):
+    out = tmp_path / "report"
+    process = subprocess.Popen(command(model_folder, corpus, "--out", out, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (out / seen).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    measured = sorted(path.name for path in out.glob("measurements/[a-z]*.json"))
+    before = {name: (out / "measurements" / name).stat().st_mtime_ns for name in measured}
+    done = run(model_folder, corpus, "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert {name: (out / "measurements" / name).stat().st_mtime_ns for name in measured} == before
+    assert card_without_times(out) == card_without_times(undisturbed[0])
+    assert not list(out.rglob("*.tmp"))
+    assert not list(out.glob("index.partial"))
+
+
+def refused(done, *words, out=None):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+    for word in words:
+        assert word in done.stderr
+    if out is not None:
+        assert not (out / "audit.json").exists()
+        assert not (out / "index.html").exists()
+
+
+def test_a_model_without_a_corpus(tmp_path, model_folder):
+    refused(run(model_folder, "--out", tmp_path / "out"), "corpus", out=tmp_path / "out")
+
+
+def test_a_missing_or_unknown_model(tmp_path, corpus):
+    refused(run("no-such-model", corpus, "--out", tmp_path / "out"), "no-such-model", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("empty.txt", b"", ["empty.txt"]),
+        ("latin.txt", b"caf\xe9 " * 50, ["latin.txt"]),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 2000)[:-20], ["cut.jsonl.gz"]),
+        ("no-text.jsonl", b'{"words": "one"}\n', ["no-text.jsonl", "line 1"]),
+    ],
+)
+def test_a_corpus_that_cannot_be_read(tmp_path, model_folder, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    refused(run(model_folder, tmp_path / name, "--out", tmp_path / "out", *SMALL), *words, out=tmp_path / "out")
+
+
+def test_a_corpus_that_is_not_there(tmp_path, model_folder):
+    refused(run(model_folder, tmp_path / "gone.txt", "--out", tmp_path / "out"), "gone.txt", out=tmp_path / "out")
+
+
+def test_prompts_that_do_not_fit(tmp_path, model_folder, corpus):
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--context", "5000"), "5000", "--context", out=tmp_path / "out")
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--context", "many"), "many", out=tmp_path / "out")
+
+
+def test_an_engine_that_does_not_exist(tmp_path, model_folder, corpus):
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--engine", "abacus"), "abacus", "local", out=tmp_path / "out")
+
+
+def test_a_folder_that_belongs_to_something_else(tmp_path, model_folder, corpus):
+    (tmp_path / "thesis.tex").write_text("mine")
+    refused(run(model_folder, corpus, "--out", tmp_path), "thesis.tex", out=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_an_index_of_another_tokenizer_a_flipped_byte_and_another_version(tmp_path, model_folder, corpus, undisturbed):
+    import shutil
+
+    for damage, word in (("flip", "tokens"), ("version", "version"), ("tokenizer", "tokenizer")):
+        index = tmp_path / damage
+        shutil.copytree(undisturbed[0] / "index", index)
+        manifest = json.loads((index / "manifest.json").read_text())
+        if damage == "flip":
+            data = bytearray((index / "tokens.0").read_bytes())
+            data[len(data) // 2] ^= 1
+            (index / "tokens.0").write_bytes(data)
+        elif damage == "version":
+            (index / "manifest.json").write_text(json.dumps({**manifest, "format": 99, "format_version": 99}))
+        else:
+            from palimpsest.corpus import CorpusIndex
+            from palimpsest.tokenizer import Tokenizer
+
+            shutil.rmtree(index)
+            import tokenizers
+
+            other = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+            CorpusIndex.build(["a b a b"], other, index)
+        refused(run(model_folder, index, "--out", tmp_path / f"out-{damage}", *SMALL), word, out=tmp_path / f"out-{damage}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self/mountinfo").exists(), reason="needs a folder that is closed even to root")
+def test_a_disk_that_is_closed(tmp_path, model_folder, corpus):
+    closed = Path("/proc/palimpsest-report")  # nobody can make a folder there, not even root
+    refused(run(model_folder, corpus, "--out", closed, *SMALL), "palimpsest-report")
+
+
+def test_nan_in_the_weights(tmp_path, tiny_model, model_folder, corpus):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    weights[name][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    refused(run(broken, corpus, "--out", tmp_path / "out", *SMALL), "not finite", out=tmp_path / "out")
