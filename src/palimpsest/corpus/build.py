@@ -73,9 +73,9 @@ def build_index(
         waiting = [shard for shard in range(shards) if journal.entry("sort", shard) is None]
         choices = [choose_builder(builder, journal.require("shard", shard)["length"], state["top"]) for shard in range(shards)]
         with ThreadPoolExecutor(_at_once(journal, choices, state["top"])) as pool:
-            tasks = [pool.submit(_sort, folder, shard, DTYPES[name], state["top"], choices[shard]) for shard in waiting]
+            tasks = [pool.submit(_sort, folder, journal, shard, DTYPES[name], state["top"], choices[shard]) for shard in waiting]
             for done, task in enumerate(as_completed(tasks), start=1 + shards - len(waiting)):
-                journal.append(task.result())
+                task.result()
                 progress("sort", done, shards)
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
@@ -147,8 +147,8 @@ def _at_once(journal: Journal, builders: list[str], top: int) -> int:
     return max(1, min(os.cpu_count() or 1, len(needs), free // 2 // max(needs)))
 
 
-def _sort(folder: Path, shard: int, dtype: np.dtype, top: int, builder: str) -> dict[str, Any]:
-    """Writes the suffix array of a shard and its buckets; returns the journal's entry."""
+def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, builder: str) -> None:
+    """Writes the suffix array of a shard and its buckets."""
     tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
     require_space(folder, 4 * tokens.size)
     sa = suffix_array(tokens, top, builder)
@@ -158,7 +158,7 @@ def _sort(folder: Path, shard: int, dtype: np.dtype, top: int, builder: str) -> 
     _write(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])
     names = (f"sa.{shard}", f"buckets.{shard}")
     files = {name: layout.describe_file(folder / name) for name in names}
-    return {"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files}
+    journal.append({"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files})
 
 
 def _write(path: Path, pieces: Iterable[np.ndarray]) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Journal:
 
     def __init__(self, path: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
         self.path, self.header, self.entries = path, header, entries
+        self._turn = threading.Lock()
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> Journal:
@@ -58,10 +60,10 @@ class Journal:
         return journal
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Notes a finished piece."""
-        with open(self.path, "ab") as stream:
+        """Notes a finished piece; may be called from several threads."""
+        with self._turn, open(self.path, "ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
-        self.entries.append(entry)
+            self.entries.append(entry)
 
     def truncate(self, count: int) -> None:
         """Forgets all entries but the first `count`."""
