@@ -105,10 +105,14 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that decides how text becomes ids; padding and truncation settings do not count."""
+        """SHA-256 (hex) of everything that decides how text becomes ids and back.
+
+        Padding, truncation and the post-processor do not count: `encode` uses none of them, and transformers changes them when it
+        saves and loads a tokenizer.
+        """
         content = json.loads(self.backend.to_str())
-        content.pop("padding", None)
-        content.pop("truncation", None)
+        for setting in ("padding", "truncation", "post_processor"):
+            content.pop(setting, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def require_same(self, fingerprint: str, whose: str) -> None:

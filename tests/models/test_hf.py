@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -400,6 +401,22 @@ def test_a_head_that_mixes_positions_gets_the_full_logits(make_model, tiny_token
 
 def test_every_architecture_takes_the_short_way(architecture_model):
     assert architecture_model._head_is_positionwise
+
+
+def test_threads_may_share_a_model(tiny_model, rows):
+    """Scoring picks positions inside the model's own forward pass; a neighbour's pass must not be touched."""
+    expected = tiny_model.score(rows).logprobs
+    written = tiny_model.generate(rows[:3], 5)
+
+    def work(index):
+        if index % 2:
+            return tiny_model.score(rows).logprobs, expected
+        return [copies[0] for copies in tiny_model.generate(rows[:3], 5)], [copies[0] for copies in written]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in pool.map(work, range(24)):
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_adds_bos_is_read_off_the_tokenizer(tmp_path, tiny_tokenizer):

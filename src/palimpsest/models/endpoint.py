@@ -207,7 +207,14 @@ class EndpointModel(LanguageModel):
                 f"Row {index} has {expected} tokens here, but the server cuts its text into {len(tokens)}.",
                 "Give rows whose text becomes the same tokens again (cut between words), or a server that takes token ids.",
             )
-        skip = int(self.prepends_bos) + 1  # BOS and the first id
+        bos = int(self.prepends_bos)
+        said, meant = "".join(tokens[bos:]).strip(), self.tokenizer.decode(row.tolist()).strip()
+        if said != meant and "\ufffd" not in said + meant:  # a character cut in two is shown differently by every server
+            raise EndpointError(
+                f"{self.base_url} reads row {index} as other text than the tokenizer given here: {said[:60]!r} instead of {meant[:60]!r}.",
+                "Give the tokenizer that belongs to the served model.",
+            )
+        skip = bos + 1  # the first id is not scored
         logprobs, best = values[skip:], best[skip:]
         if np.isnan(logprobs).any() or np.isnan(best).any():
             position = 1 + int(np.isnan(logprobs + best).argmax())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -77,6 +78,7 @@ class HFModel(LanguageModel):
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size = int(embeddings.weight.shape[0])
+        self._generating = threading.Lock()  # transformers keeps generation settings on the model
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
 
     @cached_property
@@ -169,7 +171,7 @@ class HFModel(LanguageModel):
         """See `LanguageModel.generate`. Sampled text depends on seed, prefix number and continuation number, not on the batch."""
         decoding = Decoding(Sampler(temperature, top_k, top_p), max_new_tokens, n, num_beams, seed, tuple(processors))
         rows = check_rows(prefixes, self.vocab_size, self.context_length, max_new_tokens + int(self.prepends_bos), "Prefix")
-        with quiet():
+        with self._generating, quiet():
             return continue_rows(
                 self.model,
                 [self._with_bos(row) for row in rows],
@@ -225,7 +227,11 @@ class HFModel(LanguageModel):
         return logits.reshape(-1, logits.shape[-1])[chosen]
 
     def _picked_logits(self, fed: Sequence[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
-        def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        caller = threading.get_ident()
+
+        def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            if threading.get_ident() != caller:  # another thread is using the same model
+                return None
             hidden = args[0]
             return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
 
