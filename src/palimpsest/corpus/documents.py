@@ -60,7 +60,7 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
 
     A text file (.txt, .md) is one document. A .jsonl file (also .gz, .zst) has one object a line with "text" and, if it likes, "id";
     a .parquet file has a column "text" and perhaps "id"; all their other fields become metadata. A folder is read recursively in
-    the order of its paths; files of other kinds and hidden files are left out.
+    the order of its paths; files of other kinds and hidden files are left out. Texts are taken as they stand, line breaks included.
 
     Args:
         path: file or folder.
