@@ -52,7 +52,7 @@ class Curve:
         x_label, y_label: axis titles with units.
         x_scale, y_scale: "linear", "log" or "symlog" (for counts that include 0).
         y_domain: fixed ends of the y axis, or None.
-        y_format: "percent" or "number".
+        x_format, y_format: "percent" or "number".
         caption: what to see in it and how it was made.
     """
 
@@ -66,6 +66,7 @@ class Curve:
     y_domain: tuple[float, float] | None = None
     y_format: str = "number"
     caption: str = ""
+    x_format: str = "number"
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain JSON types."""
@@ -77,6 +78,7 @@ class Curve:
             "x_scale": self.x_scale,
             "y_scale": self.y_scale,
             "y_domain": list(self.y_domain) if self.y_domain else None,
+            "x_format": self.x_format,
             "y_format": self.y_format,
             "caption": self.caption,
             "series": [{"name": s.name, "style": s.style, "points": plain(s.points)} for s in self.series],

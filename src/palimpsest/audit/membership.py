@@ -215,6 +215,7 @@ def _curves(
             series,
             y_domain=(0, 1),
             y_format="percent",
+            x_format="percent",
             caption=f"{int(is_member.sum())} members, {int((~is_member).sum())} non-members.",
         )
     ]

@@ -141,12 +141,13 @@ def _runs(text: str, truth: str, shortest: int) -> list[dict[str, Any]]:
 
 def _price(price: Measurement) -> Block:
     summary = price.summary
-    share = summary["blocked_share"]
-    rows = [
-        {"what": "words that really come next, forbidden", "value": [100 * share[key] for key in ("estimate", "low", "high")], "unit": "%"},
-        {"what": "perplexity of the others, no guard", "value": [summary["perplexity_open"], None, None], "unit": ""},
-        {"what": "perplexity of the others, with guard", "value": [summary["perplexity_guarded"], None, None], "unit": ""},
-    ]
-    columns = [("what", "On ordinary text", "text"), ("value", "Value", "interval"), ("unit", "", "text")]
-    caption = f"{summary['tokens']:,} tokens of text that is not protected."
-    return blocks.table("guard-price", "What the guard costs", columns, rows, caption)
+    row = {
+        "tokens": summary["tokens"],
+        "blocked": [summary["blocked_share"][key] for key in ("estimate", "low", "high")],
+        "open": summary["perplexity_open"],
+        "guarded": summary["perplexity_guarded"],
+    }
+    columns = [("tokens", "Tokens read", "int"), ("blocked", "Really come next, but forbidden", "interval"),
+               ("open", "Perplexity of the others, no guard", "float"), ("guarded", "with guard", "float")]  # fmt: skip
+    caption = "Text that is not protected. A forbidden token that really comes next has no perplexity: it is counted apart."
+    return blocks.table("guard-price", "What the guard costs on ordinary text", columns, [row], caption)

@@ -200,7 +200,7 @@ def _laws(record: AuditRecord) -> Block:
                 else:
                     row |= {"slope": None, "r2": None, "n": None, "note": f"no fit: {law['reason']}"}
                 rows.append(row)
-    columns = [("model", "Model", "text"), ("law", "Over", "text"), ("of", "Of", "text"), ("slope", "Slope per tenfold", "interval"),
+    columns = [("model", "Model", "text"), ("law", "Over", "text"), ("of", "Of", "text"), ("slope", "Slope per tenfold", "float"),
                ("r2", "R²", "float"), ("n", "Levels", "int"), ("note", "", "text")]  # fmt: skip
     caption = (
         "Straight lines over log10 of copies or context. The rate is fitted where it lies between 5 % and 95 %; the gain is the mean "
@@ -300,9 +300,11 @@ def membership(record: AuditRecord) -> dict[str, Any]:
     result = record.result("membership", record.largest)
     best = record.best_attack
     assert best is not None  # it is taken from the same result
-    made = [
-        blocks.curve(replace(result.curves["membership-roc"], title=f"{record.largest.name}: members found at every rate of false alarms"))
-    ]
+    ranked = sorted(result.summary["methods"], key=lambda name: -result.summary["methods"][name]["auc"])
+    shown = {*ranked[:3], "loss", "chance"}  # all are in the table; ten lines in one figure say nothing
+    roc = result.curves["membership-roc"]
+    title = f"{record.largest.name}: members found at every rate of false alarms"
+    made = [blocks.curve(replace(roc, title=title, series=[line for line in roc.series if line.name.split(" (")[0] in shown]))]
     by_copies = []
     for model in record.plan.models:
         own = record.of("membership", model)
@@ -325,7 +327,7 @@ def membership(record: AuditRecord) -> dict[str, Any]:
         for name, figures in (own.summary["methods"] if own else {}).items():
             rows.append({"model": model.name, "method": name, "auc": [figures["auc"], figures["low"], figures["high"]],
                          "tpr1": figures["tpr_at_0.01"], "tpr01": figures["tpr_at_0.001"]})  # fmt: skip
-    columns = [("model", "Model", "text"), ("method", "Score", "text"), ("auc", "AUC", "interval"),
+    columns = [("model", "Model", "text"), ("method", "Score", "text"), ("auc", "AUC", "float"),
                ("tpr1", "Found at 1 % false alarms", "percent"), ("tpr01", "at 0.1 %", "percent")]  # fmt: skip
     blind = result.summary["blind"]
     caption = f"{result.summary['members']} members, {result.summary['nonmembers']} non-members."

@@ -64,7 +64,8 @@ def x_axis(curve: Curve, series: Sequence[Drawn], length: float) -> Axis:
     distances = [(bare.position(after) - bare.position(before)) * length for before, after in itertools.pairwise(measured)]
     if not distances or len(measured) > 12 or min(distances) < 30:
         measured = _ticks(domain, curve.x_scale, max(3, int(length // 70)), constant)
-    return Axis(curve.x_scale, domain, measured, [numbers.short(tick) for tick in measured], constant)
+    wording = numbers.percent if curve.x_format == "percent" else numbers.short
+    return Axis(curve.x_scale, domain, measured, [wording(tick) for tick in measured], constant)
 
 
 def y_axis(curve: Curve, series: Sequence[Drawn], length: float) -> Axis:

@@ -126,7 +126,8 @@ def label(curve: Curve, name: str, point: Mapping[str, Any]) -> str:
     """What a tooltip says of one point: its series, its figure with interval, how many samples stand behind it, where it is."""
     figure = numbers.interval(point["y"], point.get("low"), point.get("high"), curve.y_format)
     size = f", n = {numbers.integer(point['n'])}" if point.get("n") is not None else ""
-    return f"{name}: {figure}{size} · {curve.x_label}: {numbers.number(point['x'])}"
+    place = numbers.percent(point["x"]) if curve.x_format == "percent" else numbers.number(point["x"])
+    return f"{name}: {figure}{size} · {curve.x_label}: {place}"
 
 
 def _specification(curve: Curve, colours: Mapping[str, str], width: int, height: int, title: bool, known: Sequence[str]) -> dict[str, Any]:

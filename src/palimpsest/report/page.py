@@ -108,7 +108,7 @@ def _known(audit: Mapping[str, Any]) -> list[str]:
 def _figure(block: Mapping[str, Any], known: list[str], files: dict[str, bytes]) -> dict[str, Any]:
     """Draws a curve for the page (wide and narrow, in the page's colours) and for files of its own (in real ones)."""
     fields = ("id", "title", "x_label", "y_label", "series", "x_scale", "y_scale", "y_domain", "y_format", "caption")
-    curve = Curve.from_dict({field: block.get(field) for field in fields})
+    curve = Curve.from_dict({field: block.get(field) for field in fields} | {"x_format": block.get("x_format") or "number"})
     standalone = plot.svg(curve, width=_WIDE, known=known)
     files[f"{curve.id}.svg"] = standalone.encode("utf-8")
     files[f"{curve.id}.png"] = plot.rasterise(standalone)
@@ -121,7 +121,7 @@ def _figure(block: Mapping[str, Any], known: list[str], files: dict[str, bytes])
     stride = -(-len(rows) // _MOST_ROWS)
     columns = [
         {"key": "series", "label": "Series", "format": "text"},
-        {"key": "x", "label": curve.x_label, "format": "float"},
+        {"key": "x", "label": curve.x_label, "format": "percent" if curve.x_format == "percent" else "float"},
         {"key": "y", "label": curve.y_label, "format": kind},
     ]
     if any(row["n"] is not None for row in rows):

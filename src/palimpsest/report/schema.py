@@ -251,6 +251,7 @@ _CURVE = _object(
         **dict.fromkeys(("title", "x_label", "y_label", "caption?"), _text),
         **dict.fromkeys(("x_scale", "y_scale"), _among(("linear", "log", "symlog"))),
         "y_domain?": _ends,
+        "x_format?": _among(("percent", "number")),
         "y_format": _among(("percent", "number")),
         "series": _list(_SERIES),
         "fits?": _list(_object({"series": _text, "text": _text})),
