@@ -22,7 +22,7 @@ from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
-from palimpsest.corpus.tokens import DTYPES, separator
+from palimpsest.corpus.tokens import DTYPES, as_query, foreign_id, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.errors import InputError
 from palimpsest.tokenizer import Tokenizer
@@ -157,12 +157,12 @@ class CorpusIndex:
         Raises:
             InputError: no ids, or one that no document can contain (negative, or the separator and above).
         """
-        query = _query(ids)
+        query = as_query(ids)
         total = 0
         for shard in self._shards:
             lo, hi = search.find(*shard.arrays, query, self._separator)
             if lo < 0:
-                raise self._foreign_id(query[hi])
+                raise foreign_id(query[hi], self._separator)
             total += hi - lo
         return total
 
@@ -176,10 +176,10 @@ class CorpusIndex:
             int64 (queries,).
         """
         if isinstance(queries, np.ndarray) and queries.ndim == 2:
-            flat = np.ascontiguousarray(_integers(queries).reshape(-1), np.int64)
+            flat = np.ascontiguousarray(integers(queries).reshape(-1), np.int64)
             offsets = np.arange(queries.shape[0] + 1, dtype=np.int64) * queries.shape[1]
         else:
-            rows = [_query(query) for query in queries]
+            rows = [as_query(query) for query in queries]
             offsets = np.zeros(len(rows) + 1, np.int64)
             np.cumsum([row.size for row in rows], out=offsets[1:])
             flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
@@ -188,7 +188,7 @@ class CorpusIndex:
             return out
         if flat.size == 0:
             raise InputError("A query has no ids.", "Give at least one.")
-        self._require_ids(flat)
+        require_ids(flat, self._separator)
         # Queries that begin alike search the same stretch of the suffix array: one after the other, they find it in the cache.
         second = np.minimum(offsets[:-1] + 1, flat.size - 1)
         order = np.argsort(flat[offsets[:-1]] << 32 | flat[second], kind="stable")
@@ -198,8 +198,8 @@ class CorpusIndex:
 
     def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:
         """The occurrences of `ids` (m >= 1) as ranges of the suffix arrays, one for every shard, empty ones included."""
-        query = _query(ids)
-        self._require_ids(query)
+        query = as_query(ids)
+        require_ids(query, self._separator)
         return [SaRange(number, *search.find(*shard.arrays, query, self._separator)) for number, shard in enumerate(self._shards)]
 
     def locate(
@@ -227,7 +227,7 @@ class CorpusIndex:
             limit: at most so many documents.
             context: tokens to give before and after, as far as the document goes.
         """
-        query = _query(ids)
+        query = as_query(ids)
         return hits(self._shards, self.find(query), query, limit, context)
 
     def document_ids(self, index: int) -> np.ndarray:
@@ -248,8 +248,8 @@ class CorpusIndex:
         Returns:
             ids int64 (k,), ascending, and counts int64 (k,), all positive.
         """
-        query = _query(context) if len(context) else np.empty(0, np.int64)
-        self._require_ids(query)
+        query = as_query(context) if len(context) else np.empty(0, np.int64)
+        require_ids(query, self._separator)
         values, counts = [], []
         for shard in self._shards:
             tokens, sa, firsts, starts = shard.arrays
@@ -274,7 +274,7 @@ class CorpusIndex:
         Returns:
             offsets int64 (rows + 1,) and ids int64: ids[offsets[i]:offsets[i + 1]] follow contexts[i], ascending.
         """
-        contexts = np.ascontiguousarray(_integers(np.asarray(contexts)), np.int64)
+        contexts = np.ascontiguousarray(integers(np.asarray(contexts)), np.int64)
         if contexts.ndim != 2:
             raise InputError(f"The contexts have shape {contexts.shape}.", "Give an array (rows, m).")
         offsets, ids = search.next_tokens_batch(*self._shards[0].arrays, contexts, self._separator)
@@ -288,10 +288,10 @@ class CorpusIndex:
         Returns:
             its length (0 when the first token never occurs) and where it stands, as `find` says.
         """
-        query = _query(ids)
+        query = as_query(ids)
         if not 0 <= start < query.size:
             raise InputError(f"The start {start} lies outside {query.size} ids.", "Give a position within them.")
-        self._require_ids(query)
+        require_ids(query, self._separator)
         length = max(search.longest_match(*shard.arrays, query, start) for shard in self._shards)
         empty = [SaRange(number, 0, 0) for number in range(len(self._shards))]
         return length, self.find(query[start : start + length]) if length else empty
@@ -302,8 +302,8 @@ class CorpusIndex:
         Returns:
             int32 (T,); entry i + 1 is at least entry i less 1.
         """
-        query = _query(ids)
-        self._require_ids(query)
+        query = as_query(ids)
+        require_ids(query, self._separator)
         out = np.zeros(query.size, np.int32)
         for shard in self._shards:
             search.in_threads(search.match_rows, (*shard.arrays, query, out), query.size)
@@ -311,11 +311,11 @@ class CorpusIndex:
 
     def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:
         """The passages of `ids` that stand in the corpus, and where; see `trace.trace_spans`."""
-        return trace_spans(self, _query(ids), min_len, max_docs, max_spans)
+        return trace_spans(self, as_query(ids), min_len, max_docs, max_spans)
 
     def coverage(self, ids: Sequence[int] | np.ndarray, n: int) -> float:
         """The share of the tokens of `ids` that lie inside some n-gram of the corpus."""
-        query = _query(ids)
+        query = as_query(ids)
         if n < 1:
             raise InputError(f"There are no {n}-grams.", "Give n of at least 1.")
         return float(covered(self.matching_statistics(query), n).mean())
@@ -336,28 +336,6 @@ class CorpusIndex:
         number = int(np.searchsorted(self._first_document, index, side="right")) - 1
         return self._shards[number], index - int(self._first_document[number])
 
-    def _require_ids(self, ids: np.ndarray) -> None:
-        if ids.size and (ids.min() < 0 or ids.max() >= self._separator):
-            raise self._foreign_id(ids[(ids < 0) | (ids >= self._separator)][0])
-
-    def _foreign_id(self, value: int) -> InputError:
-        what = f"{value} is the separator between documents" if value == self._separator else f"{value} is no token of this index"
-        return InputError(f"{what}: its ids run from 0 to {self._separator - 1}.", "Encode the text with the index's own tokenizer.")
-
 
 def _quiet(stage: str, done: int, total: int | None) -> None:
     """The progress of a build that nobody watches."""
-
-
-def _integers(ids: np.ndarray) -> np.ndarray:
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"The ids are of type {ids.dtype}.", "Give integers.")
-    return ids
-
-
-def _query(ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """`ids` as int64 (m,), m >= 1."""
-    query = np.asarray(ids)
-    if query.ndim != 1 or query.size == 0:
-        raise InputError(f"A query of shape {query.shape} is not a row of ids.", "Give at least one id, in one row.")
-    return np.ascontiguousarray(_integers(query), np.int64)

@@ -97,3 +97,30 @@ def _encode(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
         raise CorpusError(
             f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.", "Leave it out."
         ) from error
+
+
+def as_query(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`ids` as int64 (m,), m >= 1; raises `InputError` when they are not that."""
+    query = np.asarray(ids)
+    if query.ndim != 1 or query.size == 0:
+        raise InputError(f"A query of shape {query.shape} is not a row of ids.", "Give at least one id, in one row.")
+    return np.ascontiguousarray(integers(query), np.int64)
+
+
+def integers(ids: np.ndarray) -> np.ndarray:
+    """`ids`, or an `InputError` when they are not integers."""
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"The ids are of type {ids.dtype}.", "Give integers.")
+    return ids
+
+
+def require_ids(ids: np.ndarray, limit: int) -> None:
+    """Raises `InputError` unless all `ids` lie in 0 … limit − 1, `limit` being the separator."""
+    if ids.size and (ids.min() < 0 or ids.max() >= limit):
+        raise foreign_id(ids[(ids < 0) | (ids >= limit)][0], limit)
+
+
+def foreign_id(value: int, limit: int) -> InputError:
+    """What to raise for an id that no document can contain."""
+    what = f"{value} is the separator between documents" if value == limit else f"{value} is no token of this index"
+    return InputError(f"{what}: its ids run from 0 to {limit - 1}.", "Encode the text with the index's own tokenizer.")
