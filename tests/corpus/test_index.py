@@ -45,6 +45,7 @@ def test_every_query_against_a_scan(naive, docs: list[list[int]], text: list[int
     index = build(docs, token_dtype=dtype, shards=shards, builder=builder)
     assert (index.n_tokens, index.n_documents) == (sum(map(len, docs)), len(docs))
     assert [index.document_ids(i).tolist() for i in range(len(docs))] == docs
+    assert index.longest_document == max(map(len, docs))
 
     queries = [text[i:j] for i in range(len(text)) for j in range(i + 1, min(i + 5, len(text)) + 1)]
     assert index.count_batch(queries).tolist() == [corpus.count(query) for query in queries]
