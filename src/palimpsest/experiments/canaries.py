@@ -142,6 +142,8 @@ def _train(name: str, config: CanaryConfig, data: Stream, batches: RowBatches, f
             (temporary / "generation_config.json").unlink(missing_ok=True)  # nothing but the ids that config.json has
             backend = tokenizers.Tokenizer.from_str(data.tokenizer.backend.to_str())
             PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS, pad_token=EOS).save_pretrained(temporary)
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors writes for the owner alone
             card["sha256"] = {p.name: sha256_file(p) for p in sorted(temporary.iterdir())}
             write_json(temporary / "card.json", card)
             if folder.exists():

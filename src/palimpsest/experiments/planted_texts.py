@@ -218,7 +218,7 @@ def draw(domain: str, tokenizer: Tokenizer, n: int, tokens: int, secret_at: int,
         return books(tokenizer, n, tokens, seed)
     if domain not in _INVENTED:
         raise InputError(f"There is no domain {domain!r}.", f"Choose from {', '.join(DOMAINS)}.")
-    drawn = _INVENTED[domain](60 * n, seed)
+    drawn = _INVENTED[domain](30 * n, seed)
     fitting = [t for t in drawn if t.secret is None or len(tokenizer.encode(t.text[: t.secret])) == secret_at]
     if len(fitting) < n:
         raise InputError(f"Of {len(drawn)} texts of {domain!r} only {len(fitting)} have their secret at token {secret_at}.", "Try 48.")

@@ -145,7 +145,7 @@ def open_model(folder: Path, name: str, tokenizer: Tokenizer) -> HFModel:
     """
     card = read_card(folder)
     _check_files(folder, card["sha256"], f"the card of {name}")
-    tokenizer.require_same(card["tokenizer"], f"the model {name}")
+    tokenizer.require_same(Tokenizer.from_file(folder / "tokenizer.json").fingerprint, f"the model {name}")
     with quiet():
         model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     return HFModel(model, tokenizer, name=name)
