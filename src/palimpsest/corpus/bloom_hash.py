@@ -174,12 +174,12 @@ def _scan(bits: np.ndarray, context: np.uint64, vocab_size: int, probes: int, id
     for token in range(vocab_size):
         h = _mix(_append(context, np.uint64(token)) + _GOLDEN)
         ids[survivors] = token
-        survivors += np.int64(_first_three(bits, h, _block(h, bits.shape[0])))
+        survivors += np.int64(_first_three(bits, h, _block(h, bits.shape[0])))  # type: ignore[assignment]
     found = 0
     for i in range(survivors):
         h = _mix(_append(context, np.uint64(ids[i])) + _GOLDEN)
         ids[found] = ids[i]
-        found += np.int64(_rest(bits, h, _block(h, bits.shape[0]), probes))
+        found += np.int64(_rest(bits, h, _block(h, bits.shape[0]), probes))  # type: ignore[assignment]
     return found
 
 
