@@ -184,7 +184,7 @@ class Trainer:
         out: a folder for checkpoints and `metrics.jsonl`, one subfolder a task; a `fit` whose folder holds a checkpoint of the
             same configuration and data goes on from it. None writes nothing.
         loss: sum of the token losses of a batch.
-        optimizer: makes the optimizer of a task.
+        optimizer_factory: makes the optimizer of a task; its learning rate is set before every step.
         progress: called with (steps done, steps in all) after every step.
 
     Example:
