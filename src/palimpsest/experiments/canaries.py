@@ -81,11 +81,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_suite(config: CanaryConfig, *, cache: Path | None = None, progress: Progress | None = None) -> Suite:
+def train_suite(
+    config: CanaryConfig, *, data: Stream | None = None, cache: Path | None = None, progress: Progress | None = None
+) -> Suite:
     """Trains the models of a suite, or takes them from the cache.
 
     Args:
         config: what to train.
+        data: what to train on, for an experiment that plants in its own way; by default `stream(config)`.
         cache: where models are kept; by default `cache_dir("lab")`.
         progress: called with (model, steps done, steps in all).
 
@@ -97,7 +100,7 @@ def train_suite(config: CanaryConfig, *, cache: Path | None = None, progress: Pr
         >>> suite = train_suite(CanaryConfig(sizes=("m",)))           # doctest: +SKIP
         >>> suite.models["perturbed-m"].score(suite.validation[:4])   # doctest: +SKIP
     """
-    data = stream(config)
+    data = data or stream(config)
     cache = cache or cache_dir("lab")
     folders = {}
     for size in config.sizes:
@@ -109,7 +112,8 @@ def train_suite(config: CanaryConfig, *, cache: Path | None = None, progress: Pr
             if not (folder / "card.json").is_file():
                 _train(name, config, data, batches, folder, progress)
             folders[name] = folder
-    return Suite(config, folders, lambda: data)
+    planted = data
+    return Suite(config, folders, lambda: planted)
 
 
 def _train(name: str, config: CanaryConfig, data: Stream, batches: RowBatches, folder: Path, progress: Progress | None) -> None:
