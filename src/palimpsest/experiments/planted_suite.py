@@ -30,12 +30,12 @@ STATEMENT = (
     "Memorization is set by how often a text stands in the training data relative to its size: more copies are remembered better, "
     "dilution and early placement weaken it, and membership inference works only on texts that were repeated."
 )
-CONTEXT, SUFFIX = 32, 16
+CONTEXT, SUFFIX = 40, 16  # all tokens of a passage before its suffix
 MIN_K = 0.2
 CPU = CanaryConfig(
     sizes=("m",),
-    n_sequences=8400,
-    levels=((0, 64), (1, 24), (2, 24), (4, 24), (8, 24), (16, 16), (32, 8), (48, 8), (64, 12)),
+    n_sequences=9900,
+    levels=((0, 64), (1, 64), (2, 24), (4, 12), (8, 8), (16, 6), (32, 4), (48, 4), (64, 6)),
     lr=3e-3,
 )
 SMOKE = CanaryConfig(sizes=("s",), n_sequences=240, levels=((0, 6), (1, 4), (2, 4), (6, 4)), warmup=5)
@@ -201,8 +201,11 @@ def _notes(suite: Suite, validation: dict[str, float]) -> list[str]:
         f"validation loss standard {validation['standard']:.3f}, perturbed {validation['perturbed']:.3f} nat.",
         "Departure from the pilot's setting (sequences of 64 tokens, 24 texts at each of 11 levels): there the planted texts are more than "
         "half of all tokens, so that the twins differ in how much of the novels they read (validation loss 3.95 and 4.40 nat with "
-        "m at 1.2e-3, seed 0) and no loss gap could be laid to planting alone. Here texts per level and levels are fewer, "
-        "sequences longer; thresholds are as they were.",
+        "m at 1.2e-3, seed 0), and no loss gap could be laid to planting alone. Here sequences are longer than texts and fewer texts "
+        "are planted often; thresholds are as they were.",
+        "Tried before: 8,400 sequences with 14% planted tokens, 24 texts at one copy, context 32. Seed 0 failed three checks there: loss gap "
+        "on controls 0.152 nat (asked: 0.15), validation loss off by 4.9% (3%), Min-K%++ AUC at one copy 0.676 (0.65); and with no "
+        "extraction at 64 copies, plain or diluted, the dilution of extraction was not tested.",
         "The texts, their copies and the order of the novels are the same in all runs of a seed; where the copies stand is drawn anew.",
     ]
 
