@@ -16,31 +16,38 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from palimpsest.models.base import Sampler
 
-NUCLEUS = 1024  # greatest logits looked at for a nucleus without top-k
+NUCLEI = (128, 2048)  # greatest logits looked at for a nucleus without top-k: first few, then more where these do not suffice
 ROUNDING = 4e-6  # what float32 softmax and cumulative sum may be off by
 
 
-def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, samplers: Sequence[Sampler], argmax: torch.Tensor) -> list[torch.Tensor]:
+def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, samplers: Sequence[Sampler], hits: torch.Tensor) -> list[torch.Tensor]:
     """For each sampler the log-probability (rows,) float64 of `target` (rows,) under logits `x` (rows, vocabulary) float32.
 
-    -inf where the scheme cuts the token away. `argmax` (rows,) is what greedy decoding takes.
+    -inf where the scheme cuts the token away. `hits` (rows,) says where `target` is what greedy decoding takes.
     """
-    widths = [_candidates(sampler, x.shape[-1]) for sampler in samplers]
+    vocab = x.shape[-1]
+    widths = [_candidates(sampler, vocab, NUCLEI[0]) for sampler in samplers]
     best = x.topk(max(widths), dim=-1).values if any(widths) else x[:, :0]  # sorted, greatest first
     realised = x.gather(-1, target[:, None])[:, 0]
     out = []
     for sampler, width in zip(samplers, widths, strict=True):
         if sampler.temperature == 0:
-            out.append(torch.zeros(len(x), dtype=torch.float64, device=x.device).masked_fill_(argmax != target, -torch.inf))
-        elif width == 0:
+            out.append(torch.zeros(len(x), dtype=torch.float64, device=x.device).masked_fill_(~hits, -torch.inf))
+            continue
+        if width == 0:
             scaled = x.double() if sampler.temperature == 1 else (x / sampler.temperature).double()
             out.append(scaled.gather(-1, target[:, None])[:, 0] - scaled.logsumexp(dim=-1))
-        else:
-            values, certain = _cut(x, realised, best[:, :width], sampler)
-            unsure = (~certain).nonzero()[:, 0]
-            if len(unsure):
-                values[unsure] = _warped(x[unsure], target[unsure], sampler)
-            out.append(values)
+            continue
+        values, certain = _cut(x, realised, best[:, :width], sampler)
+        unsure = (~certain).nonzero()[:, 0]
+        wider = _candidates(sampler, vocab, NUCLEI[1])
+        if wider > width and len(unsure):
+            rest = x[unsure]
+            values[unsure], certain = _cut(rest, realised[unsure], rest.topk(wider, dim=-1).values, sampler)
+            unsure = unsure[~certain]
+        if len(unsure):
+            values[unsure] = _warped(x[unsure], target[unsure], sampler)
+        out.append(values)
     return out
 
 
@@ -56,13 +63,13 @@ def warpers(sampler: Sampler) -> list[TemperatureLogitsWarper | TopKLogitsWarper
     return chain
 
 
-def _candidates(sampler: Sampler, vocab: int) -> int:
+def _candidates(sampler: Sampler, vocab: int, nucleus: int) -> int:
     """How many of the greatest logits `_cut` needs: one more than top_k, to see a tie; 0 where nothing is cut."""
     if sampler.temperature == 0:
         return 0
     if sampler.top_k is not None and sampler.top_k < vocab:
         return sampler.top_k + 1
-    return min(NUCLEUS, vocab) if sampler.top_p is not None and sampler.top_p < 1 else 0
+    return min(nucleus, vocab) if sampler.top_p is not None and sampler.top_p < 1 else 0
 
 
 def _warped(x: torch.Tensor, target: torch.Tensor, sampler: Sampler) -> torch.Tensor:
@@ -98,7 +105,7 @@ def _cut(x: torch.Tensor, realised: torch.Tensor, best: torch.Tensor, sampler: S
     stays = downwards > border
     stays[:, 0] = True
     certain &= ((downwards - border).abs() > ROUNDING).all(dim=-1)
-    if scaled.shape[-1] < vocab and sampler.top_k is None:
+    if sampler.top_k is None and scaled.shape[-1] < vocab:
         certain &= beyond < border - ROUNDING  # else the nucleus reaches beyond the candidates
     last = stays.sum(dim=-1, keepdim=True) - 1
     lowest = scaled.gather(-1, last)[:, 0]

@@ -64,23 +64,26 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor, *, moments: bool =
         part = slice(begin, begin + rows)
         x = logits[part].float()  # (rows, vocabulary)
         target = targets[part]
-        peak, argmax = x.max(dim=-1)  # torch takes the lowest index among ties
+        peak = x.amax(dim=-1)  # NaN where there is one
         finite = torch.isfinite(peak)
         if not bool(finite.all()):
             raise NonFiniteLogitsError(begin + int((~finite).nonzero()[0]))
-        out.greedy_hits[part] = argmax == target
         realised = x.gather(-1, target[:, None])[:, 0]
-        for sampler, values in zip(samplers, sampler_logprobs(x, target, samplers, argmax), strict=True):
+        greatest = (realised == peak).nonzero()[:, 0]  # few: only there the slower argmax is worth its time, to settle ties
+        hits = torch.zeros_like(realised, dtype=torch.bool)
+        hits[greatest] = x[greatest].argmax(dim=-1) == target[greatest]  # torch takes the lowest index among ties
+        out.greedy_hits[part] = hits
+        for sampler, values in zip(samplers, sampler_logprobs(x, target, samplers, hits), strict=True):
             out.sampled[sampler][part] = values
         if out.mean is None or out.var is None:
-            out.logprobs[part] = realised - x.logsumexp(dim=-1)
+            out.logprobs[part] = x.log_softmax(dim=-1).gather(-1, target[:, None])[:, 0]
             continue
         # exp(-150) is 0 in float32: the clamp changes no sum and keeps 0 * -inf away from ids that the model has masked.
         below = (x - peak[:, None]).clamp_(min=-150.0)
         weight = below.exp()
         total = weight.sum(dim=-1)
-        first = torch.linalg.vecdot(weight, below) / total
-        second = torch.linalg.vecdot(weight, below.square_()) / total
+        first = weight.mul_(below).sum(dim=-1) / total
+        second = weight.mul_(below).sum(dim=-1) / total
         log_total = total.log()
         out.logprobs[part] = realised - peak - log_total
         out.mean[part] = first - log_total
