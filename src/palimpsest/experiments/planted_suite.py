@@ -203,8 +203,8 @@ def _notes(suite: Suite, validation: dict[str, float]) -> list[str]:
         "half of all tokens, so that the twins differ in how much of the novels they read (validation loss 3.95 and 4.40 nat with "
         "m at 1.2e-3, seed 0), and no loss gap could be laid to planting alone. Here sequences are longer than texts and fewer texts "
         "are planted often; thresholds are as they were.",
-        "Tried before: 8,400 sequences with 14% planted tokens, 24 texts at one copy, context 32. Seed 0 failed three checks there: loss gap "
-        "on controls 0.152 nat (asked: 0.15), validation loss off by 4.9% (3%), Min-K%++ AUC at one copy 0.676 (0.65); and with no "
+        "Tried before: 8,400 sequences with 14% planted tokens, 24 texts at one copy, context 32. Seed 0 failed three checks there: loss "
+        "gap on controls 0.152 nat (asked: 0.15), validation loss off by 4.9% (3%), Min-K%++ AUC at one copy 0.676 (0.65); and with no "
         "extraction at 64 copies, plain or diluted, the dilution of extraction was not tested.",
         "The texts, their copies and the order of the novels are the same in all runs of a seed; where the copies stand is drawn anew.",
     ]
