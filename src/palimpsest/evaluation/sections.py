@@ -198,10 +198,10 @@ def _laws(record: AuditRecord) -> Block:
                 if "slope" in law:
                     row |= {"slope": [law["slope"], law["low"], law["high"]], "r2": law["r2"], "n": len(law["levels"]), "note": ""}
                 else:
-                    row |= {"slope": None, "r2": None, "n": None, "note": f"no fit: {law['reason']}"}
+                    row |= {"slope": None, "r2": None, "n": None, "note": law["reason"]}
                 rows.append(row)
     columns = [("model", "Model", "text"), ("law", "Over", "text"), ("of", "Of", "text"), ("slope", "Slope per tenfold", "float"),
-               ("r2", "R²", "float"), ("n", "Levels", "int"), ("note", "", "text")]  # fmt: skip
+               ("r2", "R²", "float"), ("n", "Levels", "int"), ("note", "Why there is no fit", "text")]  # fmt: skip
     caption = (
         "Straight lines over log10 of copies or context. The rate is fitted where it lies between 5 % and 95 %; the gain is the mean "
         "log-probability per token above the reference, or above passages with 0 copies."

@@ -17,11 +17,11 @@ import polars as pl
 from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.evaluation.protocol import AuditSettings, claim_folder, run_audit
 from palimpsest.evaluation.steps import JobProgress
-from palimpsest.experiments.canaries import Suite, twins
+from palimpsest.experiments.canaries import Suite, one_thread, twins
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.models import LanguageModel
 
-SETTINGS = AuditSettings(contexts=(24, 36, 42, 48), suffix=16, guard_n=6, guard_samples=24, leaks=12)
+SETTINGS = AuditSettings(contexts=(24, 36, 42, 48), suffix=16, guard_n=10, guard_samples=24, leaks=12)
 TITLE = "What three small models remember of texts that were planted in their training data"
 
 
@@ -46,20 +46,21 @@ def demonstrate(out: str | Path, *, seed: int = 0, progress: JobProgress | None 
     suite = twins()
     audited: list[LanguageModel] = [suite.models[f"perturbed-{size}"] for size in suite.config.sizes]
     settings = replace(SETTINGS, seed=seed)
-    return run_audit(
-        audited,
-        suite.index,
-        folder,
-        references={f"perturbed-{size}": suite.models[f"standard-{size}"] for size in suite.config.sizes},
-        samples=suite.samples(max(settings.contexts), settings.suffix),
-        protected=planted_index(suite, folder / "index"),
-        unprotected=ordinary_text(),
-        settings=settings,
-        corpus_name="novels with planted texts",
-        title=TITLE,
-        demonstration=True,
-        progress=progress,
-    )
+    with one_thread():  # these models are so small that a second thread costs more than it gives
+        return run_audit(
+            audited,
+            suite.index,
+            folder,
+            references={f"perturbed-{size}": suite.models[f"standard-{size}"] for size in suite.config.sizes},
+            samples=suite.samples(max(settings.contexts), settings.suffix),
+            protected=planted_index(suite, folder / "index"),
+            unprotected=ordinary_text(),
+            settings=settings,
+            corpus_name="novels with planted texts",
+            title=TITLE,
+            demonstration=True,
+            progress=progress,
+        )
 
 
 def planted_index(suite: Suite, folder: Path) -> CorpusIndex:
