@@ -10,7 +10,7 @@ import polars as pl
 
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, percent
-from palimpsest.measurement import Curve, Measurement
+from palimpsest.measurement import Measurement
 
 if TYPE_CHECKING:
     from palimpsest.evaluation.sections import AuditRecord
@@ -26,7 +26,7 @@ def guard(record: AuditRecord) -> dict[str, Any]:
     rates = record.guard
     assert rates is not None  # they are taken from the same results
     n = record.plan.settings.guard_n
-    made: list[Block] = [_rates(free, held), *_by_copies(free, held), _side_by_side(free, held)]
+    made: list[Block] = [_rates(free, held), _side_by_side(free, held)]
     counts = held.summary["counts"]
     words = (
         f"MemFree keeps every {n}-gram of the protected text from being finished. Word for word {percent(rates['off'].estimate)} of the "
@@ -65,26 +65,6 @@ def _rates(free: Measurement, held: Measurement) -> Block:
 
 def _overall(result: Measurement) -> list[dict[str, Any]]:
     return [rate for rate in result.summary["rates"] if rate["copies"] is None]
-
-
-def _by_copies(free: Measurement, held: Measurement) -> list[Block]:
-    """To the letter and nearly the same, with and without the guard, over copies, for the untouched prompt."""
-    series = []
-    for kind, words in (("verbatim", "to the letter"), ("approximate", "nearly the same")):
-        for result, state, style in ((free, "no guard", "line"), (held, "guard", "dashed")):
-            rows = [rate for rate in result.summary["rates"] if rate["copies"] is not None and rate["transform"] == "identity"]
-            points = [
-                {"x": row["copies"], "y": row[kind]["estimate"], "low": row[kind]["low"], "high": row[kind]["high"], "n": row["n"]}
-                for row in rows
-            ]
-            series.append(blocks.line(f"{words}, {state}", points, style))
-    if len({point["x"] for line in series for point in line.points}) < 2:
-        return []
-    title = "The guard stops the letter, not the text"
-    caption = "The passages that leak most easily, prompted as they are; 95 % Wilson intervals."
-    figure = Curve("guard-copies", title, "copies in the training data", "share of passages", series, "symlog", y_domain=(0, 1),
-                   y_format="percent", caption=caption)  # fmt: skip
-    return [blocks.curve(figure)]
 
 
 def _side_by_side(free: Measurement, held: Measurement) -> Block:
