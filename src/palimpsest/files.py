@@ -44,6 +44,8 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
+        if error.errno == errno.ENOENT and error.filename and os.fspath(path).startswith(os.fspath(error.filename)):
+            raise StorageError(f"{os.fspath(error.filename)} cannot be made.", "Choose a folder elsewhere.") from error
         if error.errno in _REMEDIES:
             raise StorageError(f"Cannot write {os.fspath(path)!s}: {error.strerror}.", _REMEDIES[error.errno]) from error
         raise

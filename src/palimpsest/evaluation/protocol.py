@@ -28,7 +28,7 @@ from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
 from palimpsest.audit.probabilistic import TOP_K_40, measure_probabilistic
 from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_samples
 from palimpsest.corpus import CorpusIndex, read_documents
-from palimpsest.errors import InputError, StorageError
+from palimpsest.errors import CorpusError, InputError, StorageError
 from palimpsest.evaluation.leaks import measure_leaks
 from palimpsest.evaluation.sections import AuditRecord, largest, slug
 from palimpsest.evaluation.steps import Job, JobProgress, Step, StepProgress
@@ -215,7 +215,12 @@ def open_corpus(corpus: CorpusIndex | str | Path, model: LanguageModel, where: P
         return CorpusIndex.open(path)
     if progress:
         progress("indexing the corpus", 0, 1)
-    return CorpusIndex.build(path, model.tokenizer, where)
+    try:
+        return CorpusIndex.build(path, model.tokenizer, where)
+    except CorpusError as error:
+        if str(path) in error.problem:
+            raise
+        raise CorpusError(f"{path}: {error.problem}", error.remedy) from error
 
 
 def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], index: CorpusIndex) -> tuple[int, ...]:
