@@ -135,9 +135,9 @@ def _tiles(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: flo
         tiles.append(
             blocks.tile("to the letter under guard", guard["on"], note=f"MemFree, n = {record.plan.settings.guard_n}", tone="good")
         )
-        tiles.append(
-            blocks.tile("nearly the same under guard", guard["approximate"], note="edit similarity or BLEU over 0.75", tone="warn")
-        )
+        past = guard["styled"]
+        note = "in some style of prompt; edit similarity or BLEU over 0.75"
+        tiles.append(blocks.tile("nearly the same under guard", past, note=note, tone="warn" if past.estimate else "good"))
     return tiles
 
 
