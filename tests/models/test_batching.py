@@ -10,14 +10,15 @@ from hypothesis import given
 from palimpsest.models.batching import batches_by_length, pad
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.none() | st.integers(1, 7))
-def test_every_row_once_and_within_the_budget(lengths, batch_tokens, max_rows):
-    batches = list(batches_by_length(lengths, batch_tokens, max_rows))
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.none() | st.integers(1, 7), st.booleans())
+def test_every_row_once_and_within_the_budget(lengths, batch_tokens, max_rows, equal):
+    batches = list(batches_by_length(lengths, batch_tokens, max_rows, equal=equal))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         width = max(lengths[row] for row in batch)
         assert len(batch) == 1 or len(batch) * width <= batch_tokens
         assert max_rows is None or len(batch) <= max_rows
+        assert not equal or {lengths[row] for row in batch} == {width}
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(["left", "right"]))

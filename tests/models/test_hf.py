@@ -149,6 +149,30 @@ def test_continuations_do_not_depend_on_the_batch(architecture_model, rows, opti
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_model_without_position_ids_is_not_padded(tiny_tokenizer, rows):
+    """Bloom's positions come from its mask and cannot be given: rows of different length do not share a batch."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    class Widths(LogitsProcessor):
+        def __init__(self):
+            self.batches = []
+
+        def start_batch(self, prefix_lengths, padded_length):
+            self.batches.append({*prefix_lengths, padded_length})
+
+        def __call__(self, input_ids, scores):
+            return scores
+
+    config = BloomConfig(vocab_size=tiny_tokenizer.vocab_size, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3)
+    model = HFModel(BloomForCausalLM(config), tiny_tokenizer)
+    widths = Widths()
+    together = model.generate(rows, 4, processors=[widths])
+    assert all(len(lengths) == 1 for lengths in widths.batches)
+    np.testing.assert_array_equal(together[0][0], model.generate(rows[:1], 4)[0][0])
+    for index, row in enumerate(rows):
+        np.testing.assert_allclose(model.score(rows).logprobs[index], model.score([row]).logprobs[0], atol=1e-4)
+
+
 def test_beam_search_is_transformers_own(architecture_model, rows):
     prefix = rows[0]
     found = architecture_model.generate([prefix], 6, num_beams=4, n=4, stop_at_eos=False)[0]
@@ -224,7 +248,7 @@ def test_processors_rule_and_know_where_prefixes_begin(architecture_model, rows,
         assert all(copies[0].tolist() == [17, 17, 17] for copies in out)
     else:
         assert all(ids.tolist() == [17, 17, 17] for copies in out for ids in copies)
-    repeats = max(options.get("num_beams", 1), options.get("n", 1))
+    repeats = options.get("num_beams", 1) * options.get("n", 1)
     assert sorted(force.seen) == sorted(row.tolist() for row in rows[:4] for _ in range(repeats))
 
 

@@ -83,17 +83,20 @@ def check_starts(start: int | Sequence[int], rows: Sequence[np.ndarray]) -> list
     return [int(first) for first in starts]
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None, *, equal: bool = False
+) -> Iterator[list[int]]:
     """Row numbers in batches, longest rows first, so that a batch holds at most `batch_tokens` padded tokens.
 
     Longest first: memory is at its peak in the first batch, and the estimate of what is left only gets better. A row that is
-    longer than `batch_tokens` goes alone.
+    longer than `batch_tokens` goes alone. With `equal`, only rows of one length share a batch.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     batch: list[int] = []
     width = 0
     for row in order:
-        if batch and ((len(batch) + 1) * width > batch_tokens or len(batch) == max_rows):
+        full = (len(batch) + 1) * width > batch_tokens or len(batch) == max_rows or (equal and lengths[row] != width)
+        if batch and full:
             yield batch
             batch = []
         if not batch:

@@ -60,47 +60,54 @@ def continue_rows(
     decoding: Decoding,
     stop_ids: Sequence[int],
     batch_tokens: int,
+    pads_left: bool,
     progress: Progress | None = None,
 ) -> list[list[np.ndarray]]:
     """For each row (BOS already in front) its `n` continuations, without the row and without what ends them.
 
-    Rows of different length share a batch with padding on the left, masked and skipped by the position ids.
+    Args:
+        model: the model; nothing else may use its `generate` meanwhile.
+        rows: prefixes.
+        decoding: how to continue them.
+        stop_ids: ids that end a continuation.
+        batch_tokens: the budget of one forward pass of scoring; a batch here may hold eight times as many tokens.
+        pads_left: whether rows of different length may share a batch, padded on the left, masked and skipped by position ids.
+        progress: called with (rows done, rows in all).
 
     Raises:
-        NonFiniteError: the model returned NaN.
+        NonFiniteError: the model returned NaN, or the processors left nothing to choose from.
     """
     sampling = decoding.sampler.temperature != 0
     copies = decoding.n if sampling else 1  # greedy continuations are all equal: made once
-    width = copies * decoding.num_beams
-    out: list[list[np.ndarray]] = [[] for _ in rows]
-    done = 0
-    lengths = [(len(row) + decoding.max_new_tokens) * width for row in rows]
-    for batch in batches_by_length(lengths, 8 * batch_tokens, max(1, MAX_ROWS // width)):
-        members = [rows[i] for i in batch]
-        sequences = _generate_batch(model, members, batch, decoding, stop_ids, copies)
-        for index, number in enumerate(batch):
-            found = [_until_stop(row, stop_ids) for row in sequences[index]]
-            out[number] = found if sampling or decoding.num_beams > 1 else [found[0].copy() for _ in range(decoding.n)]
-        done += len(batch)
+    units = [(row, copy) for row in range(len(rows)) for copy in range(copies)]
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    lengths = [(len(rows[row]) + decoding.max_new_tokens) * decoding.num_beams for row, _ in units]
+    for batch in batches_by_length(lengths, 8 * batch_tokens, max(1, MAX_ROWS // decoding.num_beams), equal=not pads_left):
+        members = [units[index] for index in batch]
+        sequences = _generate_batch(model, [rows[row] for row, _ in members], members, decoding, stop_ids)
+        for unit, written in zip(members, sequences, strict=True):
+            found[unit] = [_until_stop(ids, stop_ids) for ids in written]
         if progress:
-            progress(done, len(rows))
-    return out
+            progress(len(found) // copies, len(rows))
+    if sampling:
+        return [[found[row, copy][0] for copy in range(copies)] for row in range(len(rows))]
+    if decoding.num_beams > 1:
+        return [found[row, 0] for row in range(len(rows))]
+    return [[found[row, 0][0].copy() for _ in range(decoding.n)] for row in range(len(rows))]
 
 
 def _generate_batch(
-    model: PreTrainedModel, rows: list[np.ndarray], numbers: list[int], decoding: Decoding, stop_ids: Sequence[int], copies: int
+    model: PreTrainedModel, rows: list[np.ndarray], units: list[tuple[int, int]], decoding: Decoding, stop_ids: Sequence[int]
 ) -> np.ndarray:
-    """New ids (rows, continuations, time)."""
-    repeated = [row for row in rows for _ in range(copies)]
-    ids, mask, _ = pad(repeated, "left", model.device)
-    returned = decoding.n if decoding.num_beams > 1 else 1
-    width, per_prefix = int(ids.shape[1]), copies * decoding.num_beams
-    chain: list[Any] = [_RequireFinite("The model's logits are", numbers, per_prefix, width)]
+    """New ids (rows, continuations, time); `units` are (prefix number, continuation number) of the rows."""
+    ids, mask, _ = pad(rows, "left", model.device)
+    width = int(ids.shape[1])
+    numbers = [number for number, _ in units]
+    chain: list[Any] = [_RequireFinite("The model's logits are", numbers, decoding.num_beams, width)]
     if decoding.processors:
-        chain += [*decoding.processors, _RequireFinite("The logits behind the processors are", numbers, per_prefix, width)]
+        chain += [*decoding.processors, _RequireFinite("The logits behind the processors are", numbers, decoding.num_beams, width)]
     if decoding.sampler.temperature != 0:
-        owners = [(decoding.seed, number, copy) for number in numbers for copy in range(copies)]
-        chain += [*warpers(decoding.sampler), _DrawByInversion(owners)]
+        chain += [*warpers(decoding.sampler), _DrawByInversion([(decoding.seed, number, copy) for number, copy in units])]
     for processor in decoding.processors:
         if hasattr(processor, "start_batch"):
             processor.start_batch([len(row) for row in rows], width)
@@ -108,7 +115,7 @@ def _generate_batch(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=decoding.num_beams,
-        num_return_sequences=returned,
+        num_return_sequences=decoding.n if decoding.num_beams > 1 else 1,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else 0,
         bos_token_id=None,

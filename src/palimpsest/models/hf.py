@@ -178,6 +178,7 @@ class HFModel(LanguageModel):
                 decoding,
                 self._stop_ids() if stop_at_eos else [],
                 self.batch_tokens,
+                "position_ids" in self._arguments,
                 progress,
             )
 

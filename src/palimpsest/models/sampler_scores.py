@@ -16,7 +16,8 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from palimpsest.models.base import Sampler
 
-NUCLEI = (128, 2048)  # greatest logits looked at for a nucleus without top-k: first few, then more where these do not suffice
+NUCLEUS = 128  # greatest logits looked at for a nucleus without top-k
+WIDER = 16  # where these do not suffice, one in so many of the vocabulary; to look at more takes longer than the warpers
 ROUNDING = 4e-6  # what float32 softmax and cumulative sum may be off by
 
 
@@ -26,7 +27,7 @@ def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, samplers: Sequence[S
     -inf where the scheme cuts the token away. `hits` (rows,) says where `target` is what greedy decoding takes.
     """
     vocab = x.shape[-1]
-    widths = [_candidates(sampler, vocab, NUCLEI[0]) for sampler in samplers]
+    widths = [_candidates(sampler, vocab, NUCLEUS) for sampler in samplers]
     best = x.topk(max(widths), dim=-1).values if any(widths) else x[:, :0]  # sorted, greatest first
     realised = x.gather(-1, target[:, None])[:, 0]
     out = []
@@ -40,7 +41,7 @@ def sampler_logprobs(x: torch.Tensor, target: torch.Tensor, samplers: Sequence[S
             continue
         values, certain = _cut(x, realised, best[:, :width], sampler)
         unsure = (~certain).nonzero()[:, 0]
-        wider = _candidates(sampler, vocab, NUCLEI[1])
+        wider = _candidates(sampler, vocab, vocab // WIDER)
         if wider > width and len(unsure):
             rest = x[unsure]
             values[unsure], certain = _cut(rest, realised[unsure], rest.topk(wider, dim=-1).values, sampler)
