@@ -115,16 +115,18 @@ def test_eos_is_forced_when_everything_is_banned(tiny_model, tmp_path, kind):
     guard = MemFreeProcessor.for_model(tiny_model, make_source(kind, [list(range(320))], 1, tmp_path), 1)
     written = tiny_model.generate(PROMPTS, 5, processors=[guard])
     assert all(len(out) == 0 for outs in written for out in outs)
-    assert guard.counts.blocked == guard.counts.guarded == guard.counts.choices == len(PROMPTS)
+    assert guard.counts.blocked == guard.counts.guarded == guard.counts.choices == guard.counts.forced_eos == len(PROMPTS)
     assert guard.counts.violations == 0
 
 
-def test_forced_eos_is_counted_where_eos_had_been_cut_off():
+def test_eos_is_forced_where_it_had_been_cut_off_and_left_as_it_was_elsewhere():
     guard = MemFreeProcessor(NgramSet([[0], [1], [2]]), eos_id=3)
     out = guard(torch.tensor([[1], [1]]), torch.tensor([[1.0, 2.0, 3.0, -torch.inf], [1.0, 2.0, 3.0, 0.5]]))
     assert out[0].tolist() == [-torch.inf] * 3 + [0.0]
     assert out[1].tolist() == [-torch.inf] * 3 + [0.5]
-    assert guard.counts.forced_eos == 1
+    assert guard.counts.forced_eos == 2
+    assert not guard(torch.tensor([[1]]), torch.tensor([[1.0, 2.0, 3.0, 0.5, 0.0]]))[0, 4].isinf()
+    assert guard.counts.forced_eos == 2
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -241,6 +243,16 @@ def test_looking_from_the_top_gives_the_same_text(tiny_model, decoding, lazy_top
         written = [tiny_model.generate(PROMPTS, 12, processors=[guard], **decoding) for guard in (whole, lazy)]
         assert [o.tolist() for outs in written[0] for o in outs] == [o.tolist() for outs in written[1] for o in outs]
         assert whole.counts.blocked == lazy.counts.blocked > 0
+
+
+def test_from_the_top_eos_is_no_way_to_have_enough():
+    """EOS is the best admitted token, all else near the top is banned: the row is not stuck, and the next admitted token is found."""
+    bloom = BloomFilter.from_documents([[7, i] for i in range(1, 60)], 2, 1e-9)
+    guard = MemFreeProcessor(bloom, lazy_top=1, eos_id=0)
+    out = guard(torch.tensor([[7]]), torch.arange(100, 0, -1.0)[None])
+    assert torch.isfinite(out[0, [0, 60]]).all()
+    assert torch.isinf(out[0, 1:60]).all()
+    assert guard.counts.forced_eos == 0
 
 
 def test_ties_with_the_last_admitted_token_are_kept():

@@ -164,7 +164,7 @@ class MemFreeProcessor(LogitsProcessor):
         if len(touched):
             at = _index(touched, scores)
             self._count(ended[touched], scores[at], guarded[at])
-            for row in touched[(guarded[at].amax(dim=-1) == -torch.inf).cpu().numpy()]:
+            for row in touched[self._stuck(guarded[at])]:
                 self._open_a_way(int(row), bool(ended[row]), contexts[np.searchsorted(rows, row)], scores, guarded)
         return guarded
 
@@ -220,14 +220,13 @@ class MemFreeProcessor(LogitsProcessor):
             while True:
                 best = scores[row].topk(width)
                 values, ids = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
-                banned = bloom.contains_next(context[None], ids[None])[0]
-                if self.eos_id is not None:
-                    banned &= ids != self.eos_id
-                admitted = np.flatnonzero(~banned & (values > -np.inf))
+                ends = ids == (-1 if self.eos_id is None else self.eos_id)
+                banned = bloom.contains_next(context[None], ids[None])[0] & ~ends
+                admitted = np.flatnonzero(~banned & ~ends & (values > -np.inf))
                 if width == vocab_size or (len(admitted) >= enough and values[-1] < values[admitted[enough - 1]]):
                     break
                 width = min(4 * width, vocab_size)
-            kept = _index(ids[admitted], scores)
+            kept = _index(ids[~banned], scores)
             guarded[row] = -torch.inf
             guarded[row, kept] = scores[row, kept]
             if banned.any():
@@ -241,10 +240,20 @@ class MemFreeProcessor(LogitsProcessor):
         self.counts.guarded += int((~ended).sum())
         self.counts.blocked += int((blocked & ~ended).sum())
 
+    def _stuck(self, guarded: torch.Tensor) -> np.ndarray:
+        """Which rows have no token left but EOS."""
+        if self._can_end(guarded):
+            guarded[:, self.eos_id] = -torch.inf
+        return (guarded.amax(dim=-1) == -torch.inf).cpu().numpy()
+
+    def _can_end(self, scores: torch.Tensor) -> bool:
+        return self.eos_id is not None and self.eos_id < scores.shape[1]
+
     def _open_a_way(self, row: int, ended: bool, context: np.ndarray, scores: torch.Tensor, guarded: torch.Tensor) -> None:
-        """Where no token is left: forces EOS, or lets the rarest continuation through (in place)."""
-        if self.eos_id is not None and self.eos_id < scores.shape[1]:
-            guarded[row, self.eos_id] = 0.0
+        """Where no token is left but EOS: forces EOS, or lets the rarest continuation through (in place)."""
+        if self._can_end(guarded):
+            if guarded[row, self.eos_id] == -torch.inf:
+                guarded[row, self.eos_id] = 0.0
             self.counts.forced_eos += not ended
             return
         rarest = self.source.rarest_next(context)
