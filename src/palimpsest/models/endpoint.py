@@ -19,6 +19,7 @@ import numpy as np
 from palimpsest.errors import CapabilityError, ContextOverflowError, EndpointError, InputError, NonFiniteError
 from palimpsest.models.base import GREEDY, LanguageModel, Progress, Sampler, Scores
 from palimpsest.models.batching import check_rows, check_starts
+from palimpsest.models.echo import Echo, read_echo
 from palimpsest.models.json_client import JsonClient, RefusedRequestError, key_from_environment, only_model, served_models
 from palimpsest.tokenizer import Tokenizer
 
@@ -127,7 +128,8 @@ class EndpointModel(LanguageModel):
         for sampler in samplers:
             if sampler not in (GREEDY, ANY):
                 raise self.lacks("weights", f"the log-probability under {sampler}")
-        rows = check_rows(batch_ids, self.tokenizer.vocab_size, self.context_length, int(self.prepends_bos))
+        beside = int(self.prepends_bos) + 1  # BOS, and the token that the server writes
+        rows = check_rows(batch_ids, self.tokenizer.vocab_size, self.context_length, beside)
         starts = check_starts(start, rows)
         found = self._each(lambda index: self._score_row(index, rows[index]), len(rows), progress)
         logprobs = [values[first - 1 :] for (values, _), first in zip(found, starts, strict=True)]
@@ -178,7 +180,7 @@ class EndpointModel(LanguageModel):
         def ask(index: int) -> np.ndarray:
             row, copy = divmod(index, copies)
             own_seed = int(np.random.SeedSequence((seed, row, copy)).generate_state(1)[0] >> 1)
-            choice = self._complete(rows[row], {**body, "seed": own_seed}, as_ids=self.sends_ids)
+            choice, _ = self._complete(rows[row], {**body, "seed": own_seed}, as_ids=self.sends_ids)
             if not isinstance(choice.get("text"), str):
                 raise EndpointError(
                     f"{self.base_url} answered with a choice without text.", "Check that it speaks the completions protocol."
@@ -200,51 +202,33 @@ class EndpointModel(LanguageModel):
 
     def _score_row(self, index: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probs and greedy hits of all ids of a row but the first."""
-        tokens, values, best = self._echo(row, self.sends_ids)
-        expected = len(row) + int(self.prepends_bos)
-        if len(tokens) != expected:
+        echo = self._echo(row, self.sends_ids)
+        bos = int(self.prepends_bos)
+        if len(echo.tokens) != len(row) + bos:
             raise InputError(
-                f"Row {index} has {expected} tokens here, but the server cuts its text into {len(tokens)}.",
+                f"Row {index} has {len(row) + bos} tokens here, but the server cuts its text into {len(echo.tokens)}.",
                 "Give rows whose text becomes the same tokens again (cut between words), or a server that takes token ids.",
             )
-        bos = int(self.prepends_bos)
-        said, meant = "".join(tokens[bos:]).strip(), self.tokenizer.decode(row.tolist()).strip()
+        said, meant = echo.behind(bos).text.strip(), self.tokenizer.decode(row.tolist()).strip()
         if said != meant and "\ufffd" not in said + meant:  # a character cut in two is shown differently by every server
             raise EndpointError(
                 f"{self.base_url} reads row {index} as other text than the tokenizer given here: {said[:60]!r} instead of {meant[:60]!r}.",
                 "Give the tokenizer that belongs to the served model.",
             )
-        skip = bos + 1  # the first id is not scored
-        logprobs, best = values[skip:], best[skip:]
-        if np.isnan(logprobs).any() or np.isnan(best).any():
-            position = 1 + int(np.isnan(logprobs + best).argmax())
+        scored = echo.behind(bos + 1)  # the first id is not scored
+        if scored.holes.any():
+            position = 1 + int(scored.holes.argmax())
             raise NonFiniteError(f"{self.base_url} gave no log-prob for row {index}, position {position}.", "Check the server's weights.")
-        return logprobs.astype(np.float32), logprobs >= best
+        return scored.logprobs.astype(np.float32), scored.logprobs >= scored.best
 
-    def _echo(self, row: np.ndarray, as_ids: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """A row's tokens, their log-probs and the greatest log-prob at each, as the server sees it; NaN where it says nothing."""
-        # One token is written and dropped: several servers refuse max_tokens 0.
-        choice = self._complete(row, {"max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}, as_ids=as_ids)
-        scored = choice.get("logprobs")
-        if not isinstance(scored, dict):
-            raise RefusedRequestError(
-                f"{self.base_url} sends no log-probs.", "Ask for text only, or use a server that supports echo and logprobs."
-            )
-        tokens, values, tops = (scored.get(key) for key in ("tokens", "token_logprobs", "top_logprobs"))
-        if not (
-            isinstance(tokens, list) and isinstance(values, list) and isinstance(tops, list) and len(tokens) == len(values) == len(tops)
-        ):
-            raise RefusedRequestError(f"{self.base_url} sends log-probs that are not three lists of one length.", "Use another server.")
-        prompt_tokens = (choice["usage"] or {}).get("prompt_tokens", len(tokens) - 1)
-        best = [max(top.values(), default=None) if isinstance(top, dict) else None for top in tops]
-        try:
-            numbers, greatest = np.asarray(values, dtype=np.float64), np.asarray(best, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise RefusedRequestError(f"{self.base_url} sends log-probs that are not numbers: {error}.", "Use another server.") from error
-        return [str(token) for token in tokens[:prompt_tokens]], numbers[:prompt_tokens], greatest[:prompt_tokens]
+    def _echo(self, row: np.ndarray, as_ids: bool) -> Echo:
+        """A row as the server sees it. One token is written and dropped: several servers refuse `max_tokens` 0."""
+        body = {"max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+        choice, usage = self._complete(row, body, as_ids=as_ids)
+        return read_echo(self.base_url, choice, usage)
 
-    def _complete(self, row: np.ndarray, body: dict[str, Any], *, as_ids: bool) -> dict[str, Any]:
-        """The only choice of the server's answer, with the answer's `usage` beside it."""
+    def _complete(self, row: np.ndarray, body: dict[str, Any], *, as_ids: bool) -> tuple[dict[str, Any], Any]:
+        """The only choice of the server's answer, and the answer's `usage`."""
         ids = row.tolist()
         if as_ids:
             prompt: str | list[int] = [self.tokenizer.bos_id, *ids] if self.prepends_bos else ids  # type: ignore[list-item]
@@ -254,7 +238,7 @@ class EndpointModel(LanguageModel):
         choices = answer.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise EndpointError(f"{self.base_url} answered without a list of one choice.", "Check that it speaks the completions protocol.")
-        return {**choices[0], "usage": answer.get("usage")}
+        return choices[0], answer.get("usage")
 
     def _each(self, work: Callable[[int], Answer], count: int, progress: Progress | None) -> list[Answer]:
         """`work(0 … count-1)`, at most `concurrency` at once; the first error stops what has not begun."""
@@ -274,28 +258,25 @@ class EndpointModel(LanguageModel):
     def _probe(self, bos: str) -> tuple[bool, str | None]:
         """Whether ids may be sent, and why there are no log-probs (None: there are). Sets `prepends_bos` where the server decides."""
         row = np.asarray(self.tokenizer.encode(PROBE), dtype=np.int64)
+        text = self.tokenizer.decode(row.tolist())
         reasons = []
         for as_ids in (True, False):
             form = "token ids" if as_ids else "text"
             try:
-                tokens, values, best = self._echo(row, as_ids)
+                echo = self._echo(row, as_ids)
             except (RefusedRequestError, ContextOverflowError) as error:
                 reasons.append(f"sent {form}: {error.problem}")
                 continue
-            extra = len(tokens) - len(row)
-            if extra not in ((int(self.prepends_bos),) if as_ids else (0, 1)) or "".join(tokens[extra:]) != self.tokenizer.decode(
-                row.tolist()
-            ):
-                reasons.append(
-                    f"sent {form}: the server reads {len(tokens)} tokens where the tokenizer given here has {len(row)}, or other ones."
-                )
-            elif np.isnan(values[1:]).any() or np.isnan(best[1:]).any():
+            extra = len(echo.tokens) - len(row)
+            allowed = (int(self.prepends_bos),) if as_ids else (0, 1)
+            if extra not in allowed or echo.behind(extra).text != text:
+                found = f"{len(echo.tokens)} tokens where the tokenizer given here has {len(row)}, or other ones"
+                reasons.append(f"sent {form}: the server reads {found}.")
+            elif echo.behind(1).holes.any():
                 reasons.append(f"sent {form}: the server gives no log-prob for some tokens of the prompt.")
             elif not as_ids and bos != "auto" and (bos == "always") != bool(extra):
-                raise InputError(
-                    f"bos is {bos!r}, but {self.base_url} takes only text and {'puts' if extra else 'does not put'} BOS in front.",
-                    "Give bos='auto'.",
-                )
+                does = "puts" if extra else "does not put"
+                raise InputError(f"bos is {bos!r}, but {self.base_url} takes only text and {does} BOS in front.", "Give bos='auto'.")
             else:
                 self.prepends_bos = bool(extra)
                 return as_ids, None

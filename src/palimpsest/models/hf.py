@@ -38,12 +38,13 @@ class HFModel(LanguageModel):
         model: any transformers model with a language-model head; put into evaluation mode, otherwise left as it is.
         tokenizer: its tokenizer.
         name: what to call it; by default the name of its configuration.
-        batch_tokens: the most padded tokens in one forward pass; by default 1024 on a processor, 16384 on a GPU.
+        batch_tokens: the most padded tokens in one forward pass; by default 1024 on a processor and 16384 on a GPU, fewer for
+            vocabularies so large that the logits would take more than half a gigabyte or eight.
         bos: "auto" prepends BOS where the tokenizer itself would, "always", or "never".
         door: how the model came in, "hf" or "gguf".
 
     Raises:
-        InputError: an unknown BOS policy, "always" without a BOS id, batch_tokens < 1, or a tokenizer larger than the model's vocabulary.
+        InputError: an unknown BOS policy, "always" without a BOS id, or batch_tokens < 1.
 
     Example:
         >>> model = HFModel(LlamaForCausalLM(config), tokenizer)      # doctest: +SKIP
@@ -70,16 +71,21 @@ class HFModel(LanguageModel):
         self.name = name or model.config.name_or_path or type(model).__name__
         self.door = door
         self.capabilities = frozenset({"weights", "logprobs", "text"})
-        self.device = model.device
-        self.batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else 16384)
         self.prepends_bos = bos == "always" or (bos == "auto" and tokenizer.adds_bos and tokenizer.bos_id is not None)
         config = model.config.get_text_config()
         self.context_length = int(getattr(config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size = int(embeddings.weight.shape[0])
+        most, logits = (1024, 1 << 27) if self.device.type == "cpu" else (16384, 1 << 31)
+        self.batch_tokens = batch_tokens or max(64, min(most, logits // self.vocab_size))
         self._generating = threading.Lock()  # transformers keeps generation settings on the model
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -103,9 +109,12 @@ class HFModel(LanguageModel):
         """See `LanguageModel.score`."""
         rows = self._check(batch_ids)
         starts = check_starts(start, rows)
-        empty: list[Any] = [None] * len(rows)
+
+        def slots() -> list[Any]:
+            return [None] * len(rows)
+
         scores = Scores(
-            list(empty), list(empty), list(empty) if moments else None, list(empty) if moments else None, {s: list(empty) for s in samplers}
+            slots(), slots(), slots() if moments else None, slots() if moments else None, {sampler: slots() for sampler in samplers}
         )
         done = 0
         for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
