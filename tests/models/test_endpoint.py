@@ -11,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 from transformers import LogitsProcessor
 
 from palimpsest.errors import CapabilityError, ContextOverflowError, EndpointError, InputError, NonFiniteError
 from palimpsest.models import GREEDY, EndpointModel, Sampler, load_model
+from palimpsest.models.json_client import JsonClient
 
 NAME = "tiny"
 
@@ -107,7 +109,7 @@ class Server:
 
     def score(self, ids):
         scores = self.model.score([ids])
-        every = self.model.model(__import__("torch").tensor([ids])).logits[0, :-1].log_softmax(-1).detach()
+        every = self.model.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).detach()
         own = scores.logprobs[0].astype(float).tolist()
         best = every.amax(-1).double().tolist()
         return own, [value if hit else max(value, top) for value, hit, top in zip(own, scores.greedy_hits[0], best, strict=True)]
@@ -369,7 +371,8 @@ def test_patience_ends(server, door, rows):
 
 
 def test_a_slow_server(server, door, rows):
-    model = door(retries=1, timeout=0.15)
+    model = door()
+    model.client = JsonClient(server.url, timeout=0.15, retries=1, backoff=0.001)
     server.delay = 0.6
     with pytest.raises(EndpointError, match=r"did not answer within 0\.15 s, 2 times"):
         model.score(rows[:1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 
 import numpy as np
 import pytest
@@ -104,12 +103,10 @@ def test_what_is_no_model_says_what_is(spec):
 
 
 def test_an_unreachable_hub_is_given_up_at_once(monkeypatch):
-    """The hub's own client would try again for half a minute."""
+    """One question with a short timeout, where transformers itself would try again for half a minute."""
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    began = time.perf_counter()
     with pytest.raises(ModelNotFoundError, match=r"nobody/nothing.*hub says: no route.*smollm2-135m"):
         load_model("nobody/nothing")
-    assert time.perf_counter() - began < 10
 
 
 def refuse(self, name, timeout):
