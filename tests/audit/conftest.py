@@ -59,3 +59,34 @@ def known_samples(tiny_model):
         meta = {"id": f"s{i}", "copies": [0, 1, 4, 16, 64][level], "domain": "ab"[i % 2], "right": right}
         samples.append(PrefixSuffix(np.concatenate([prefix, suffix]), PREFIX, SUFFIX, meta))
     return samples
+
+
+@pytest.fixture(scope="session")
+def toy_model():
+    """A random Llama with a vocabulary of five ids."""
+    import tokenizers
+    import torch
+    from tokenizers import models
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from palimpsest.models import HFModel
+    from palimpsest.tokenizer import Tokenizer
+
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    words = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate("abcde")}, unk_token="a"))
+    return HFModel(model, Tokenizer(words), name="toy")

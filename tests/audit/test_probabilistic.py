@@ -15,7 +15,7 @@ from palimpsest.audit.near_verbatim import measure_near_verbatim
 from palimpsest.audit.probabilistic import measure_probabilistic, n_for, p_for, suffix_logprob
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.errors import CapabilityError, InputError
-from palimpsest.models import GREEDY, HFModel, Sampler
+from palimpsest.models import GREEDY, Sampler
 from palimpsest.stats import clopper_pearson
 
 PREFIX, SUFFIX = 24, 8
@@ -111,42 +111,14 @@ def test_the_processed_distribution_is_the_one_that_transformers_samples_from(ti
     assert suffix_logprob(tiny_model, samples, scheme) == pytest.approx(expected, abs=1e-4)
 
 
-def toy_model():
-    """A random Llama with a vocabulary of five ids."""
-    import tokenizers
-    from tokenizers import models
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from palimpsest.tokenizer import Tokenizer
-
-    config = LlamaConfig(
-        vocab_size=5,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    words = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate("abcde")}, unk_token="a"))
-    return HFModel(model, Tokenizer(words), name="toy")
-
-
 @pytest.mark.parametrize("scheme", [Sampler(1.0), Sampler(0.5, top_k=3), Sampler(1.5, top_p=0.6)])
-def test_probabilities_of_all_suffixes_add_up_to_one(scheme):
+def test_probabilities_of_all_suffixes_add_up_to_one(toy_model, scheme):
     samples = [PrefixSuffix(np.array([3, 1, 2, a, b]), 3, 2) for a in range(5) for b in range(5)]
-    assert np.exp(suffix_logprob(toy_model(), samples, scheme)).sum() == pytest.approx(1, abs=1e-6)
+    assert np.exp(suffix_logprob(toy_model, samples, scheme)).sum() == pytest.approx(1, abs=1e-6)
 
 
-def test_probabilities_are_the_frequencies_of_real_samples():
-    model, scheme = toy_model(), Sampler(0.8, top_k=4)
+def test_probabilities_are_the_frequencies_of_real_samples(toy_model):
+    model, scheme = toy_model, Sampler(0.8, top_k=4)
     samples = [PrefixSuffix(np.array([3, 1, 2, a, b]), 3, 2) for a in range(5) for b in range(5)]
     expected = np.exp(suffix_logprob(model, samples, scheme))
     drawn = model.generate([np.array([3, 1, 2])], 2, temperature=0.8, top_k=4, n=4000, seed=1, stop_at_eos=False)[0]
@@ -205,8 +177,8 @@ def test_bad_questions_are_refused(tiny_model, narrow_door, known_samples):
         measure_probabilistic(narrow_door(tiny_model, {"text"}), known_samples)
 
 
-def test_near_verbatim_probability_is_the_sum_over_the_ball():
-    model, scheme = toy_model(), Sampler(1.0)
+def test_near_verbatim_probability_is_the_sum_over_the_ball(toy_model):
+    model, scheme = toy_model, Sampler(1.0)
     everything = [PrefixSuffix(np.array([3, 1, 2, a, b]), 3, 2) for a in range(5) for b in range(5)]
     probability = np.exp(suffix_logprob(model, everything, scheme))
     target = PrefixSuffix(np.array([3, 1, 2, 4, 0]), 3, 2, {"copies": 1})

@@ -2,7 +2,7 @@
 
 The target is every output y with dist(y, x) <= eps tokens from the suffix x. Its probability under the decoding scheme, the sum of
 the probabilities of all such y, has no closed form; it is estimated by sampling, with an exact Clopper-Pearson interval, and enters
-1 - (1 - p)^n as the verbatim probability does in `palimpsest.audit.probabilistic`.
+1 - (1 - p)^n as the verbatim probability does in `palimpsest.audit.probabilistic`. A lower bound without chance is in `ball_bound`.
 """
 
 from __future__ import annotations
