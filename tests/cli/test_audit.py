@@ -120,7 +120,7 @@ def test_a_missing_or_unknown_model(tmp_path, corpus):
     [
         ("empty.txt", b"", ["empty.txt"]),
         ("latin.txt", b"caf\xe9 " * 50, ["latin.txt"]),
-        ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 2000)[:-20], ["cut.jsonl.gz"]),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 2000, mtime=0)[:-20], ["cut.jsonl.gz"]),
         ("no-text.jsonl", b'{"words": "one"}\n', ["no-text.jsonl", "line 1"]),
     ],
 )
