@@ -81,9 +81,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_suite(
-    config: CanaryConfig, *, data: Stream | None = None, cache: Path | None = None, progress: Progress | None = None
-) -> Suite:
+def train_suite(config: CanaryConfig, *, data: Stream | None = None, cache: Path | None = None, progress: Progress | None = None) -> Suite:
     """Trains the models of a suite, or takes them from the cache.
 
     Args:
