@@ -121,7 +121,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def result(passed: bool = True, **changes) -> dict:
-    runs = [{"seed": 0, "passed": True, "checks": []}, {"seed": 1, "passed": passed, "checks": []}]
+    runs = [{"seed": seed, "passed": passed or seed != 1, "checks": []} for seed in range(3)]
     return {"slug": "memfree", "scale": "cpu", "statement": "It holds.", "passed": passed, "runs": runs} | changes
 
 
@@ -164,6 +164,11 @@ def test_the_result_decides_between_shown_and_failed(package, tmp_path):
     assert state(SYSTEM, tmp_path, package) is State.CLAIM_SHOWN
     write(tmp_path, result(passed=False))
     assert state(SYSTEM, tmp_path, package) is State.CLAIM_FAILED
+
+
+def test_a_claim_is_not_shown_by_two_seeds(package, tmp_path):
+    write(tmp_path, result(runs=[{"seed": seed, "passed": True, "checks": []} for seed in (0, 1)]))
+    assert state(SYSTEM, tmp_path, package) is State.IMPLEMENTED
 
 
 def test_a_smoke_result_decides_nothing_and_cpu_goes_before_gpu(package, tmp_path):

@@ -105,6 +105,9 @@ class System:
         return dict(json.loads(json.dumps(card)))
 
 
+SEEDS = 3  # a claim is shown when it held for at least so many
+
+
 @dataclass(frozen=True)
 class ClaimResult:
     """What `results/<slug>.<scale>.json` says: the runs (one a seed) and whether all of them passed."""
@@ -217,10 +220,11 @@ def claim_result(system: System, results: Path | None = None) -> ClaimResult | N
 
 
 def state(system: System, results: Path | None = None, package: Path = PACKAGE) -> State:
-    """How far a system is: planned, implemented, or its claim shown or failed."""
+    """How far a system is: planned, implemented, or its claim shown (by at least `SEEDS` seeds) or failed (by one)."""
     if missing(system, package):
         return State.PLANNED
     result = claim_result(system, results)
-    if result is None:
-        return State.IMPLEMENTED
-    return State.CLAIM_SHOWN if result.passed else State.CLAIM_FAILED
+    if result is not None and not result.passed:
+        return State.CLAIM_FAILED
+    decided = result is not None and len({run["seed"] for run in result.runs}) >= SEEDS
+    return State.CLAIM_SHOWN if decided else State.IMPLEMENTED
