@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from palimpsest.catalogue import FAMILIES, SYSTEMS, State, System, claim_result, experiment_file, missing, state
+from palimpsest.catalogue import FAMILIES, SEEDS, SYSTEMS, State, System, claim_result, experiment_file, missing, state
 
 ROOT = Path(__file__).parents[2]
 FAMILY_NAMES = {
@@ -109,7 +109,8 @@ def result_section(system: System) -> list[str]:
     if result is None:
         return ["", "## What was found", "", "The claim has not been checked yet."]
     held = sum(run["passed"] for run in result.runs)
-    verdict = "The claim holds" if result.passed else "The claim **fails**"
+    decided = len(result.runs) >= SEEDS or not result.passed
+    verdict = "The claim **fails**" if not result.passed else "The claim holds" if decided else f"Not decided yet (by {SEEDS} seeds)"
     lines = ["", "## What was found", "", escape(result.statement), ""]
     lines += [f"{verdict} at `{result.scale}` scale: it passed for {held} of {len(result.runs)} seeds.", ""]
     seeds = [f"seed {run['seed']}" for run in result.runs]
