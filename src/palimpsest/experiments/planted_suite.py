@@ -173,10 +173,10 @@ def _claimed(
         Check(f"dilution: gain at {c} copies in twice the tokens", gains["diluted"][c], "<", gains["plain"][c], gains["plain"][c], "nat")
         for c in levels[-4:]
     ]
-    half = rates["plain"][top] / 2
-    checks.append(
-        Check(f"dilution: extraction at {top} copies in twice the tokens", rates["diluted"][top], "<=", half, rates["plain"][top], "share")
-    )
+    # where nothing is extracted even undiluted the law is not tested, and a figure that is missing does not pass
+    plain = rates["plain"][top]
+    diluted = rates["diluted"][top] if plain > 0 else None
+    checks.append(Check(f"dilution: extraction at {top} copies in twice the tokens", diluted, "<=", plain / 2, plain, "share"))
     checks += [
         Check(f"ordering: gain at {c} copies in the last quarter", gains["late"][c], ">=", gains["early"][c], gains["early"][c], "nat")
         for c in levels
@@ -203,9 +203,12 @@ def _notes(suite: Suite, validation: dict[str, float]) -> list[str]:
         "half of all tokens, so that the twins differ in how much of the novels they read (validation loss 3.95 and 4.40 nat with "
         "m at 1.2e-3, seed 0), and no loss gap could be laid to planting alone. Here sequences are longer than texts and fewer texts "
         "are planted often; thresholds are as they were.",
-        "Tried before: 8,400 sequences with 14% planted tokens, 24 texts at one copy, context 32. Seed 0 failed three checks there: loss "
-        "gap on controls 0.152 nat (asked: 0.15), validation loss off by 4.9% (3%), Min-K%++ AUC at one copy 0.676 (0.65); and with no "
-        "extraction at 64 copies, plain or diluted, the dilution of extraction was not tested.",
+        "Tried before: 8,400 sequences with 14% planted tokens, 24 texts at one copy. Seed 0 failed three checks there: loss gap on "
+        "controls 0.152 nat (asked: 0.15), validation loss off by 4.9% (3%), Min-K%++ AUC at one copy 0.676 (0.65).",
+        "At this size memorizing costs generalization: the perturbed twin is worse on held-out text by more than its fewer base tokens "
+        "explain (planted only in the first quarter, it is not worse at all). And a model that is planted little extracts little: "
+        "passages that are 37% of the tokens, as in the laboratory's default suite, are extracted after 64 copies (0.96 of them, m at "
+        "3e-3), the same copies of fewer passages are not. No setting was found that meets both the validation and the extraction check.",
         "The texts, their copies and the order of the novels are the same in all runs of a seed; where the copies stand is drawn anew.",
     ]
 
