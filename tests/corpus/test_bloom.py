@@ -60,7 +60,20 @@ def test_the_three_ways_to_ask_agree(docs, n):
     offsets, ids = bloom.next_tokens_batch(contexts, 6)
     for row in range(len(contexts)):
         assert np.array_equal(ids[offsets[row] : offsets[row + 1]], np.flatnonzero(table[row]))
-    assert np.array_equal(bloom.contains_context(contexts) | ~table.any(axis=1), np.ones(len(contexts), dtype=bool))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 511, 512, 513, 2000])
+def test_the_scan_finds_what_every_single_look_up_finds(vocab_size):
+    """Groups of 512 ids, the last one cut; ids at both ends of a group; ids beyond the vocabulary stay out."""
+    ends = [0, 1, 510, 511, 512, 513, 1023, 1024, 1999, 2000, 2600]
+    docs = [[7, 8, last] for last in ends] + [[9, 8, int(t)] for t in np.random.default_rng(0).integers(0, 2000, 300)]
+    bloom = BloomFilter.from_documents(docs, 3, 0.2)
+    contexts = np.array([[7, 8], [9, 8], [8, 9]])
+    offsets, ids = bloom.next_tokens_batch(contexts, vocab_size)
+    for row in range(3):
+        whole = np.concatenate([np.tile(contexts[row], (vocab_size, 1)), np.arange(vocab_size)[:, None]], axis=1)
+        assert ids[offsets[row] : offsets[row + 1]].tolist() == np.flatnonzero(bloom.contains(whole)).tolist()
+    assert {t for t in ends if t < vocab_size} <= set(ids[: offsets[1]].tolist())
 
 
 @pytest.mark.parametrize("fp_rate", [0.2, 0.01, 0.001])
@@ -70,16 +83,18 @@ def test_the_rate_is_at_most_what_was_asked_for(size, fp_rate):
     grams = np.lib.stride_tricks.sliding_window_view(ids, 10)
     assert bloom.contains(grams).all()
     rng = np.random.default_rng(1)
-    contexts = grams[rng.integers(0, len(grams), 4_000), :-1]
-    candidates = 50_000 + np.tile(np.arange(100), (4_000, 1))  # ids that the corpus does not have: never a member
-    rate = bloom.contains_next(contexts, candidates).mean()
+    known = grams[rng.integers(0, len(grams), 4_000)]
+    neighbours = (known[:, -1:] & ~511) + rng.integers(0, 512, (4_000, 100))  # of the group of an n-gram that is there
+    others = neighbours != known[:, -1:]
+    rate = bloom.contains_next(known[:, :-1], neighbours)[others].mean()
     assert rate <= fp_rate
     assert rate == pytest.approx(bloom.expected_fp_rate(), rel=0.25, abs=2e-5)
     assert bloom.expected_fp_rate() <= fp_rate
     assert rate >= fp_rate / 8, "far below the asked rate: the filter is larger than it need be"
     foreign = rng.integers(0, 50_000, (400_000, 10))
-    assert bloom.contains(foreign).mean() <= fp_rate * bloom_size.CONTEXT_RATE * 1.2 + 1e-5
-    assert bloom.contains_context(foreign[:, 1:]).mean() <= bloom_size.CONTEXT_RATE
+    assert bloom.contains(foreign).mean() <= fp_rate * bloom_size.GROUP_RATE * 1.2 + 1e-5
+    far = (known[:, -1:] + 512 * rng.integers(1, 90, (4_000, 100))) % 49_152  # same context, another group
+    assert bloom.contains_next(known[:, :-1], far).mean() <= fp_rate * bloom_size.GROUP_RATE * 1.5 + 1e-4
 
 
 def test_sixteen_bits_an_ngram_for_one_percent():
@@ -93,7 +108,7 @@ def test_the_hash_is_the_polynomial_modulo_the_prime(ids):
     value = 0
     for token in ids:
         value = (value * int(bloom_hash._BASE) + token) % PRIME
-    _, hashes = bloom_hash.contains_context(np.full((64, 8), 2**64 - 1, dtype=np.uint64), np.array([ids]))
+    hashes = bloom_hash.hash_contexts(np.array([ids]))
     assert int(hashes[0]) == value * int(bloom_hash._BASE) % PRIME
 
 

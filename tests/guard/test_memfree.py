@@ -229,41 +229,6 @@ def test_prompt_excluded(tiny_model):
     assert not ngrams_of([held], 3) & inside
 
 
-@pytest.mark.parametrize(
-    ("decoding", "lazy_top"),
-    [({}, 1), ({"temperature": 1.2, "top_k": 6, "n": 2}, 6), ({"num_beams": 3}, 6)],
-    ids=["greedy", "top-k", "beam"],
-)
-def test_looking_from_the_top_gives_the_same_text(tiny_model, decoding, lazy_top):
-    """A Bloom filter that is wrong half the time bans a lot: both ways to look must agree in what they leave."""
-    docs = [np.concatenate([p, o]) for p, outs in zip(PROMPTS, tiny_model.generate(PROMPTS, 12, **decoding), strict=True) for o in outs]
-    for fp_rate in (1e-9, 0.5):
-        bloom = BloomFilter.from_documents(docs * 3, 2, fp_rate)
-        whole, lazy = (MemFreeProcessor.for_model(tiny_model, bloom, lazy_top=top) for top in (None, lazy_top))
-        written = [tiny_model.generate(PROMPTS, 12, processors=[guard], **decoding) for guard in (whole, lazy)]
-        assert [o.tolist() for outs in written[0] for o in outs] == [o.tolist() for outs in written[1] for o in outs]
-        assert whole.counts.blocked == lazy.counts.blocked > 0
-
-
-def test_from_the_top_eos_is_no_way_to_have_enough():
-    """EOS is the best admitted token, all else near the top is banned: the row is not stuck, and the next admitted token is found."""
-    bloom = BloomFilter.from_documents([[7, i] for i in range(1, 60)], 2, 1e-9)
-    guard = MemFreeProcessor(bloom, lazy_top=1, eos_id=0)
-    out = guard(torch.tensor([[7]]), torch.arange(100, 0, -1.0)[None])
-    assert torch.isfinite(out[0, [0, 60]]).all()
-    assert torch.isinf(out[0, 1:60]).all()
-    assert guard.counts.forced_eos == 0
-
-
-def test_ties_with_the_last_admitted_token_are_kept():
-    bloom = BloomFilter.from_documents([[1, 2, 3], [1, 2, 9]], 3, 1e-9)
-    scores = torch.full((1, 200), 0.5)
-    scores[0, 3], scores[0, 9] = 1.0, 0.5
-    out = MemFreeProcessor(bloom, lazy_top=1)(torch.tensor([[1, 2]]), scores)
-    assert out[0, [3, 9]].tolist() == [-torch.inf] * 2
-    assert torch.isfinite(out[0]).sum() == 198
-
-
 def test_the_counts_are_those_of_a_plain_loop(tiny_model):
     """One greedy row, decoded by hand with a set of tuples."""
     prompt = [40, 41, 42]
@@ -325,8 +290,6 @@ def test_bad_input(tmp_path):
         MemFreeProcessor("text")
     with pytest.raises(InputError, match="different lengths"):
         MemFreeProcessor({(1, 2), (1, 2, 3)})
-    with pytest.raises(InputError, match="lazy_top"):
-        MemFreeProcessor(grams, lazy_top=0)
     with pytest.raises(InputError, match="where the prompt ends"):
         MemFreeProcessor(grams, include_prompt=False)(torch.tensor([[1, 2]]), torch.zeros(1, 5))
     guard = MemFreeProcessor(grams)

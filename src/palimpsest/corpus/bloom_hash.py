@@ -6,6 +6,10 @@ costs one addition. Two different n-grams collide for at most n - 1 of the P pos
 one 64-bit hash of H: its upper half chooses the block, its lower half names three bits in it, and mixing it further gives seven
 bits at a time (9 bits name one of 512).
 
+**Groups.** With every n-gram its *group* is entered as a key of its own: the context and the last id divided by 512. A test reads
+the group first, and only what passes is looked up itself; so that to find every id that may end an n-gram after a context takes
+V / 512 tests of groups and a scan of those few that pass, not V look-ups.
+
 `bits` is uint64 (blocks, 8) throughout. Everything is uint64, because numba makes float64 of int64 with uint64.
 """
 
@@ -14,11 +18,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-CONTEXT_PROBES = 4  # bits of a context
+GROUP_PROBES = 4  # bits of a group
+_GROUP_SHIFT = 9  # a group is 512 consecutive ids
 
 _PRIME = np.uint64((1 << 61) - 1)
 _BASE = np.uint64(0x13C6EF372FE94F82)  # below P
-_CONTEXT_SALT = np.uint64(0x6A09E667F3BCC908)
+_GROUP_SALT = np.uint64(0x6A09E667F3BCC908)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -109,69 +114,65 @@ def _set(bits: np.ndarray, key: np.uint64, probes: int) -> bool:
     return fresh
 
 
+@numba.njit(cache=True, inline="always")
+def _group(context: np.uint64, token: np.uint64) -> np.uint64:
+    """Key of the group of `token` after a context that is already multiplied by B."""
+    return _append(context, token >> np.uint64(_GROUP_SHIFT)) ^ _GROUP_SALT
+
+
 @numba.njit(cache=True)
 def add(bits: np.ndarray, ids: np.ndarray, n: int, probes: int) -> int:
-    """Adds all n-grams of one document and their contexts, hashed as the window rolls; how many were new."""
+    """Adds all n-grams of one document and their groups, hashed as the window rolls; how many n-grams were new."""
     drop = np.uint64(1)  # B^(n - 1): weight of the id that leaves the window
     for _ in range(n - 1):
         drop = _multiply(drop, _BASE)
     context = np.uint64(0)
     new = 0
     for t in range(len(ids)):
-        whole = _append(_multiply(context, _BASE), np.uint64(ids[t]))
-        if t < n - 1:
-            context = whole
-            continue
-        if n > 1:
-            _set(bits, context ^ _CONTEXT_SALT, CONTEXT_PROBES)
-        new += _set(bits, whole, probes)
-        leaving = _multiply(drop, np.uint64(ids[t - n + 1]))
-        context = _append(whole, _PRIME - leaving)
+        token = np.uint64(ids[t])
+        context = _multiply(context, _BASE)
+        whole = _append(context, token)
+        if t >= n - 1:
+            _set(bits, _group(context, token), GROUP_PROBES)
+            new += _set(bits, whole, probes)
+            whole = _append(whole, _PRIME - _multiply(drop, np.uint64(ids[t - n + 1])))
+        context = whole
     return new
 
 
-@numba.njit(cache=True, inline="always")
-def _context_hash(context: np.ndarray) -> np.uint64:
-    value = np.uint64(0)
-    for i in range(len(context)):
-        value = _append(_multiply(value, _BASE), np.uint64(context[i]))
-    return value
-
-
 @numba.njit(cache=True)
-def contains_context(bits: np.ndarray, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every context whether the first stage passes it, and its polynomial times B; the empty context always passes."""
-    passed = np.ones(len(contexts), dtype=np.bool_)
+def hash_contexts(contexts: np.ndarray) -> np.ndarray:
+    """For every context (B, n - 1) its polynomial times B: uint64 (B,), what a candidate is added to."""
     hashes = np.zeros(len(contexts), dtype=np.uint64)
     for row in range(len(contexts)):
         for i in range(contexts.shape[1]):
             hashes[row] = _append(_multiply(hashes[row], _BASE), np.uint64(contexts[row, i]))
-        if contexts.shape[1]:
-            passed[row] = _test(bits, hashes[row] ^ _CONTEXT_SALT, CONTEXT_PROBES)
         hashes[row] = _multiply(hashes[row], _BASE)
-    return passed, hashes
+    return hashes
 
 
 @numba.njit(cache=True)
 def contains_next(bits: np.ndarray, contexts: np.ndarray, candidates: np.ndarray, probes: int) -> np.ndarray:
+    """Whether context (B, n - 1) and candidate (B, K) make an n-gram of the set: bool (B, K)."""
     rows, columns = candidates.shape
     found = np.zeros((rows, columns), dtype=np.bool_)
-    passed, hashes = contains_context(bits, contexts)
+    hashes = hash_contexts(contexts)
     for row in range(rows):
-        if passed[row]:
-            for column in range(columns):
-                found[row, column] = _test(bits, _append(hashes[row], np.uint64(candidates[row, column])), probes)
+        for column in range(columns):
+            token = np.uint64(candidates[row, column])
+            if _test(bits, _group(hashes[row], token), GROUP_PROBES):
+                found[row, column] = _test(bits, _append(hashes[row], token), probes)
     return found
 
 
 @numba.njit(cache=True)
-def _scan(bits: np.ndarray, context: np.uint64, vocab_size: int, probes: int, ids: np.ndarray) -> int:
-    """Writes the ids in [0, vocab_size) that end an n-gram of the set to `ids` (vocab_size,); how many there are.
+def _scan(bits: np.ndarray, context: np.uint64, first: int, last: int, probes: int, ids: np.ndarray) -> int:
+    """Writes the ids in [first, last) that end an n-gram of the set to the front of `ids`; how many there are.
 
     Two passes without unpredictable branches: what survives three probes is written densely, then tested with the rest.
     """
     survivors = 0
-    for token in range(vocab_size):
+    for token in range(first, last):
         h = _mix(_append(context, np.uint64(token)) + _GOLDEN)
         ids[survivors] = token
         survivors += np.int64(_first_three(bits, h, _block(h, bits.shape[0])))  # type: ignore[assignment]
@@ -185,11 +186,15 @@ def _scan(bits: np.ndarray, context: np.uint64, vocab_size: int, probes: int, id
 
 @numba.njit(cache=True)
 def next_tokens(bits: np.ndarray, contexts: np.ndarray, vocab_size: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
-    passed, hashes = contains_context(bits, contexts)
+    """Every id below `vocab_size` that ends an n-gram of the set after each context: offsets (B + 1,) and ids, ascending in a row."""
+    hashes = hash_contexts(contexts)
+    size = 1 << _GROUP_SHIFT
     offsets = np.zeros(len(contexts) + 1, dtype=np.int64)
-    ids = np.empty(passed.sum() * vocab_size, dtype=np.int64)  # pages of it that are not written are never mapped
+    ids = np.empty(len(contexts) * vocab_size + 1, dtype=np.int64)  # pages of it that are not written are never mapped
+    used = 0
     for row in range(len(contexts)):
-        offsets[row + 1] = offsets[row]
-        if passed[row]:
-            offsets[row + 1] += _scan(bits, hashes[row], vocab_size, probes, ids[offsets[row] :])
-    return offsets, ids[: offsets[-1]].copy()
+        for first in range(0, vocab_size, size):
+            if _test(bits, _group(hashes[row], np.uint64(first)), GROUP_PROBES):
+                used += _scan(bits, hashes[row], first, min(first + size, vocab_size), probes, ids[used:])
+        offsets[row + 1] = used
+    return offsets, ids[:used].copy()

@@ -1,8 +1,8 @@
 """How many blocks and probes a Bloom filter needs for an asked rate of false positives.
 
-The load of a block is compound Poisson: n-grams of k bits and their contexts of `CONTEXT_PROBES` bits fall into blocks at
+The load of a block is compound Poisson: n-grams of k bits and their groups of `GROUP_PROBES` bits fall into blocks at
 random. With t balls thrown into 512 bits, X of them set, a test of k probes passes with probability E[(X / 512)^k]; both
-distributions are computed exactly. The smallest filter that keeps the asked rate for n-grams and `CONTEXT_RATE` for contexts is
+distributions are computed exactly. The smallest filter that keeps the asked rate for n-grams and `GROUP_RATE` for groups is
 taken (about 16 bits an n-gram for 1 %), with two standard deviations of blocks added for the luck of small filters.
 """
 
@@ -14,11 +14,11 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from palimpsest.corpus.bloom_hash import CONTEXT_PROBES
+from palimpsest.corpus.bloom_hash import GROUP_PROBES
 from palimpsest.errors import InputError
 
 BLOCK_BITS = 512  # one cache line
-CONTEXT_RATE = 1 / 16  # false positives of the first stage
+GROUP_RATE = 1 / 16  # false positives of the first stage
 MIN_PROBES, MAX_PROBES = 3, 16
 MIN_BLOCKS = 64
 
@@ -39,12 +39,12 @@ def _occupancy_moments(balls: int) -> np.ndarray:
 
 
 def _expected_rates(load: float, probes: int) -> np.ndarray:
-    """False-positive rate of a test with 0 … MAX_PROBES probes, with `load` n-grams and as many contexts a block, both Poisson."""
+    """False-positive rate of a test with 0 … MAX_PROBES probes, with `load` n-grams and as many groups a block, both Poisson."""
     most = int(load + 10 * math.sqrt(load) + 10)
     keys = stats.poisson.pmf(np.arange(most + 1), load)
-    own, contexts = np.zeros(most * probes + 1), np.zeros(most * CONTEXT_PROBES + 1)
-    own[::probes], contexts[::CONTEXT_PROBES] = keys, keys
-    balls = np.convolve(own, contexts)
+    own, groups = np.zeros(most * probes + 1), np.zeros(most * GROUP_PROBES + 1)
+    own[::probes], groups[::GROUP_PROBES] = keys, keys
+    balls = np.convolve(own, groups)
     return balls @ _occupancy_moments(1 << (len(balls) - 1).bit_length())[: len(balls)]
 
 
@@ -57,7 +57,7 @@ def blocks_and_probes(capacity: int, fp_rate: float) -> tuple[int, int]:
         for _ in range(24):
             middle = (low + high) / 2
             rates = _expected_rates(middle, probes)
-            if rates[probes] <= fp_rate and rates[CONTEXT_PROBES] <= CONTEXT_RATE:
+            if rates[probes] <= fp_rate and rates[GROUP_PROBES] <= GROUP_RATE:
                 low = middle
             else:
                 high = middle

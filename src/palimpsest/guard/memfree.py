@@ -8,6 +8,10 @@ logit of every v with c v in D becomes -inf; what chooses (argmax, sampler, beam
 same as to draw, check and draw again. So an n-gram of D never ends at a generated position, whatever the scheme. With fewer than
 n - 1 tokens of context nothing is banned. Beams need nothing special: their contexts are the rows of `input_ids`.
 
+The paper visits candidates from the most probable down and stops when enough are admitted. Here every banned token of the whole
+vocabulary is found at once (a query of the suffix array, or a scan of a Bloom filter whose first stage leaves little to look up),
+which is right for every decoding scheme without knowing it.
+
 Decisions that the paper leaves open:
 
 * **EOS is never banned** (`eos_id`): to end the text gives nothing away. Without `eos_id` no token is exempt; leave it out when
@@ -31,9 +35,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from palimpsest.corpus import BloomFilter
 from palimpsest.errors import InputError, TokenizerMismatchError
-from palimpsest.guard.ngrams import BloomNgrams, NgramSource, Protected, as_source, banned_tokens
+from palimpsest.guard.ngrams import NgramSource, Protected, as_source, banned_tokens
 from palimpsest.models.base import LanguageModel
 
 
@@ -71,16 +74,12 @@ class MemFreeProcessor(LogitsProcessor):
             generation (an n-gram that begins in the prompt may then be completed).
         eos_id: the id that ends a generation; see the module's docstring.
         pad_id: the id that pads prompts on the left, when `start_batch` is not called.
-        lazy_top: only for a Bloom filter, and only a matter of speed. None looks up the whole vocabulary, which is right for every
-            decoding scheme. A number promises that the scheme never looks beyond the so many best admitted tokens (1 for greedy,
-            top_k for top-k sampling, 2 num_beams for beams): tokens are looked up from the highest logit down until so many are
-            admitted, the rest becomes -inf.
 
     Attributes:
         counts: `GuardCounts`, since the processor was made or `counts` was replaced.
 
     Raises:
-        InputError: n < 1 or not the source's, lazy_top < 1.
+        InputError: n < 1 or not the source's.
         TokenizerMismatchError: source and model use different tokenizers.
 
     Example:
@@ -99,7 +98,6 @@ class MemFreeProcessor(LogitsProcessor):
         include_prompt: bool = True,
         eos_id: int | None = None,
         pad_id: int | None = None,
-        lazy_top: int | None = None,
     ) -> None:
         self.source: NgramSource = as_source(source, n)
         own = self.source.tokenizer_fingerprint
@@ -108,9 +106,7 @@ class MemFreeProcessor(LogitsProcessor):
                 f"The protected n-grams were made with the tokenizer {own[:12]}, the model uses {tokenizer_fingerprint[:12]}.",
                 "Build the index or filter again with this model's tokenizer.",
             )
-        if lazy_top is not None and lazy_top < 1:
-            raise InputError(f"lazy_top is {lazy_top}.", "Give the number of tokens that the decoding scheme may need, or None.")
-        self.include_prompt, self.eos_id, self.pad_id, self.lazy_top = include_prompt, eos_id, pad_id, lazy_top
+        self.include_prompt, self.eos_id, self.pad_id = include_prompt, eos_id, pad_id
         self.counts = GuardCounts()
         self._prefix_lengths: np.ndarray | None = None
         self._padded_length = 0
@@ -157,15 +153,19 @@ class MemFreeProcessor(LogitsProcessor):
         if not len(rows):
             return scores
         contexts = input_ids[:, input_ids.shape[1] - before :].cpu().numpy()[rows]
-        if self.lazy_top is not None and isinstance(self.source, BloomNgrams):
-            touched, guarded = self._ban_from_the_top(contexts, rows, scores, self.source.bloom, self.lazy_top)
-        else:
-            touched, guarded = self._ban_everywhere(contexts, rows, scores)
-        if len(touched):
-            at = _index(touched, scores)
-            self._count(ended[touched], scores[at], guarded[at])
-            for row in touched[self._stuck(guarded[at])]:
-                self._open_a_way(int(row), bool(ended[row]), contexts[np.searchsorted(rows, row)], scores, guarded)
+        offsets, banned = banned_tokens(self.source, contexts, scores.shape[1])
+        owners = np.repeat(rows, np.diff(offsets))
+        if self.eos_id is not None:
+            owners, banned = owners[banned != self.eos_id], banned[banned != self.eos_id]
+        if not len(banned):
+            return scores
+        at = (_index(owners, scores), _index(banned, scores))
+        guarded = scores.clone()
+        guarded[at] = -torch.inf
+        touched, firsts = np.unique(owners, return_index=True)
+        self._count(touched, firsts, ended, scores[at], scores)
+        for row in np.intersect1d(touched, self._stuck(guarded)):
+            self._open_a_way(int(row), bool(ended[row]), contexts[np.searchsorted(rows, row)], scores, guarded)
         return guarded
 
     def _rows(self, input_ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -192,59 +192,29 @@ class MemFreeProcessor(LogitsProcessor):
         lengths = self._prefix_lengths if self.include_prompt else np.zeros_like(self._prefix_lengths)
         return np.repeat(self._padded_length - lengths, count // len(lengths)), ended
 
-    def _ban_everywhere(self, contexts: np.ndarray, rows: np.ndarray, scores: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-        """The rows that lose a token, ascending, and the scores without what is banned."""
-        offsets, banned = banned_tokens(self.source, contexts, scores.shape[1])
-        owners = np.repeat(rows, np.diff(offsets))
-        if self.eos_id is not None:
-            owners, banned = owners[banned != self.eos_id], banned[banned != self.eos_id]
-        if not len(banned):
-            return owners, scores
-        guarded = scores.clone()
-        guarded[_index(owners, scores), _index(banned, scores)] = -torch.inf
-        return np.unique(owners), guarded
+    def _count(self, touched: np.ndarray, firsts: np.ndarray, ended: np.ndarray, lost: torch.Tensor, scores: torch.Tensor) -> None:
+        """Counts the rows at which something was banned; those that had ended are still guarded, but choose nothing.
 
-    def _ban_from_the_top(
-        self, contexts: np.ndarray, rows: np.ndarray, scores: torch.Tensor, bloom: BloomFilter, enough: int
-    ) -> tuple[np.ndarray, torch.Tensor]:
-        """As `_ban_everywhere`, but what lies below the `enough` best admitted tokens is cut off without being looked up.
-
-        Ties with the last admitted token are looked up too, so that the scheme may break them as it likes.
+        Args:
+            touched: rows that lose a token, ascending.
+            firsts: where the lost scores of each of them begin in `lost`.
+            ended: for every row whether it has ended.
+            lost: the scores of all banned tokens, row after row.
         """
-        vocab_size = scores.shape[1]
-        inside = bloom.contains_context(contexts)
-        guarded = scores.clone() if inside.any() else scores
-        touched = []
-        for row, context in zip(rows[inside], contexts[inside], strict=True):
-            width = min(enough + 8, vocab_size)
-            while True:
-                best = scores[row].topk(width)
-                values, ids = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
-                ends = ids == (-1 if self.eos_id is None else self.eos_id)
-                banned = bloom.contains_next(context[None], ids[None])[0] & ~ends
-                admitted = np.flatnonzero(~banned & ~ends & (values > -np.inf))
-                if width == vocab_size or (len(admitted) >= enough and values[-1] < values[admitted[enough - 1]]):
-                    break
-                width = min(4 * width, vocab_size)
-            kept = _index(ids[~banned], scores)
-            guarded[row] = -torch.inf
-            guarded[row, kept] = scores[row, kept]
-            if banned.any():
-                touched.append(row)
-        return np.array(touched, dtype=np.int64), guarded
-
-    def _count(self, ended: np.ndarray, scores: torch.Tensor, guarded: torch.Tensor) -> None:
-        """Counts the rows at which something was banned; those that had ended are still guarded, but choose nothing."""
-        first = scores.argmax(dim=-1, keepdim=True)
-        blocked = (guarded.gather(-1, first)[:, 0] == -torch.inf).cpu().numpy()
-        self.counts.guarded += int((~ended).sum())
-        self.counts.blocked += int((blocked & ~ended).sum())
+        highest = np.maximum.reduceat(lost.float().cpu().numpy(), firsts)
+        blocked = highest >= scores.amax(dim=-1).float().cpu().numpy()[touched]
+        self.counts.guarded += int((~ended[touched]).sum())
+        self.counts.blocked += int((blocked & ~ended[touched]).sum())
 
     def _stuck(self, guarded: torch.Tensor) -> np.ndarray:
-        """Which rows have no token left but EOS."""
-        if self._can_end(guarded):
-            guarded[:, self.eos_id] = -torch.inf
-        return (guarded.amax(dim=-1) == -torch.inf).cpu().numpy()
+        """The rows that have no token left but EOS."""
+        if not self._can_end(guarded):
+            return np.flatnonzero((guarded.amax(dim=-1) == -torch.inf).cpu().numpy())
+        kept = guarded[:, self.eos_id].clone()
+        guarded[:, self.eos_id] = -torch.inf
+        stuck = guarded.amax(dim=-1) == -torch.inf
+        guarded[:, self.eos_id] = kept
+        return np.flatnonzero(stuck.cpu().numpy())
 
     def _can_end(self, scores: torch.Tensor) -> bool:
         return self.eos_id is not None and self.eos_id < scores.shape[1]
