@@ -84,7 +84,7 @@ def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor:
     hits = int(rows["extracted"].sum())
     said = [
         f"Shown {record.context} tokens of a passage, {worst.name} writes the next {record.plan.settings.suffix} to the letter for "
-        f"{count_of(hits, len(rows))} passages that stand in its training data ({percent(rate.estimate)})."
+        f"{count_of(hits, len(rows))} passages of the corpus ({percent(rate.estimate)})."
         + (f" A twin that never saw them writes {percent(floor)}." if worst.name in record.plan.references else "")
     ]
     if not rows["copies"].is_null().all() and rows["copies"].n_unique() > 1:  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor:
             f"Half of the passages come out from {min(half):g} copies on." if half else "At no number of copies does half of them come out."
         )
     guard = record.guard
-    if guard is not None:
+    if guard is not None and guard["off"].estimate > 0:  # where nothing leaks, there is nothing that a guard could stop
         stopped = (
             f"A MemFree guard brings word-for-word leaks from {percent(guard['off'].estimate)} to {percent(guard['on'].estimate)} of the "
             "passages tried"
