@@ -18,7 +18,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-GROUP_PROBES = 4  # bits of a group
+GROUP_PROBES = 6  # bits of a group
 _GROUP_SHIFT = 9  # a group is 512 consecutive ids
 
 _PRIME = np.uint64((1 << 61) - 1)

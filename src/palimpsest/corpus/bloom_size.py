@@ -3,7 +3,7 @@
 The load of a block is compound Poisson: n-grams of k bits and their groups of `GROUP_PROBES` bits fall into blocks at
 random. With t balls thrown into 512 bits, X of them set, a test of k probes passes with probability E[(X / 512)^k]; both
 distributions are computed exactly. The smallest filter that keeps the asked rate for n-grams and `GROUP_RATE` for groups is
-taken (about 16 bits an n-gram for 1 %), with two standard deviations of blocks added for the luck of small filters.
+taken (about 20 bits an n-gram for 1 %), with two standard deviations of blocks added for the luck of small filters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from palimpsest.corpus.bloom_hash import GROUP_PROBES
 from palimpsest.errors import InputError
 
 BLOCK_BITS = 512  # one cache line
-GROUP_RATE = 1 / 16  # false positives of the first stage
+GROUP_RATE = 1 / 64  # false positives of the first stage
 MIN_PROBES, MAX_PROBES = 3, 16
 MIN_BLOCKS = 64
 
