@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from palimpsest.corpus import BloomFilter, CorpusIndex, read_documents
 from palimpsest.experiments.planted_texts import base_text, train_tokenizer
-from palimpsest.guard import MemFreeProcessor
+from palimpsest.guard import GuardCounts, MemFreeProcessor
 from palimpsest.measurement import environment
 from palimpsest.models import HFModel, load_model
 
@@ -40,23 +39,6 @@ ELSEWHERE = (
     "report on the state of the works. The contractors had promised to finish the platforms before the winter, he said, but the roof "
     "of the main hall was still waiting for its steel, and nobody could tell the members when the first train would arrive there."
 )
-
-
-class Timed(LogitsProcessor):
-    """A guard with a stopwatch."""
-
-    def __init__(self, guard: MemFreeProcessor) -> None:
-        self.guard, self.seconds, self.rows = guard, 0.0, 0
-
-    def start_batch(self, prefix_lengths: Sequence[int], padded_length: int) -> None:
-        self.guard.start_batch(prefix_lengths, padded_length)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        began = time.perf_counter()
-        out = self.guard(input_ids, scores)
-        self.seconds += time.perf_counter() - began
-        self.rows += len(scores)
-        return out
 
 
 def random_model() -> HFModel:
@@ -87,7 +69,7 @@ def measure(
     records = []
     for decoding, how in DECODINGS.items():
         seconds: dict[str, list[float]] = {"none": [], "index": [], "bloom": []}
-        guards = {"index": Timed(MemFreeProcessor.for_model(model, index)), "bloom": Timed(MemFreeProcessor.for_model(model, bloom))}
+        guards = {"index": MemFreeProcessor.for_model(model, index), "bloom": MemFreeProcessor.for_model(model, bloom)}
         inside: dict[str, list[float]] = {name: [] for name in guards}
         arms = list(seconds)
         for round_number in range(rounds + 1):  # the first round warms up and is not counted
@@ -103,7 +85,7 @@ def measure(
                         spent = guard.seconds - before
                         inside[name].append(spent / (elapsed - spent))
                 elif guard:
-                    guard.seconds, guard.rows, guard.guard.counts = 0.0, 0, type(guard.guard.counts)()
+                    guard.seconds, guard.counts = 0.0, GuardCounts()
         for name, guard in guards.items():
             ratios = [with_ / without - 1 for with_, without in zip(seconds[name], seconds["none"], strict=True)]
             records.append(
@@ -116,9 +98,9 @@ def measure(
                     "added_lowest": min(ratios),
                     "added_highest": max(ratios),
                     "inside": statistics.median(inside[name]),
-                    "us_per_row_and_step": 1e6 * guard.seconds / guard.rows,
-                    "guarded_share": guard.guard.counts.guarded / guard.guard.counts.choices,
-                    "blocked_share": guard.guard.counts.blocked / guard.guard.counts.choices,
+                    "us_per_row_and_step": 1e6 * guard.seconds / guard.counts.choices,
+                    "guarded_share": guard.counts.guarded / guard.counts.choices,
+                    "blocked_share": guard.counts.blocked / guard.counts.choices,
                 }
             )
     return records

@@ -177,7 +177,7 @@ def run_audit(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "demonstration": demonstration,
         **compose(AuditRecord(plan=plan, results=job.results, skipped=skipped)),
-        "timing": {name: round(seconds, 2) for name, seconds in job.seconds.items()},
+        "timing": timing(job),
     }
     card: dict[str, Any] = plain(made)
     write_json(folder / "audit.json", card)
@@ -316,6 +316,18 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
     return steps, skipped
 
 
+def timing(job: Job) -> dict[str, Any]:
+    """Seconds of every step, and what the guard took of the writing under it."""
+    times: dict[str, Any] = {name: round(seconds, 2) for name, seconds in job.seconds.items()}
+    for name, result in job.results.items():
+        spent = result.provenance.get("guard_seconds")
+        if spent is not None:
+            choices = max(1, result.summary["counts"]["choices"])
+            share = spent / max(job.seconds[name] - spent, 1e-9)
+            times["guard"] = f"{1e6 * spent / choices:.0f} µs a token, {100 * share:.1f} % of the time without it"
+    return times
+
+
 def _extraction(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     return measure_extraction(model, plan.samples, plan.settings.contexts, reference=plan.references.get(model.name), progress=progress)
 
@@ -359,6 +371,7 @@ def _write(plan: AuditPlan, model: LanguageModel, job: Job, guarded: bool, progr
     result = measure_approximate(model, chosen, guard=guard, progress=progress)
     if guard is not None:
         result.summary["counts"] = guard.counts.to_dict()
+        result.provenance["guard_seconds"] = round(guard.seconds, 6)
     return result
 
 

@@ -27,6 +27,7 @@ Decisions that the paper leaves open:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,6 +78,7 @@ class MemFreeProcessor(LogitsProcessor):
 
     Attributes:
         counts: `GuardCounts`, since the processor was made or `counts` was replaced.
+        seconds: wall time spent in the guard, likewise.
 
     Raises:
         InputError: n < 1 or not the source's.
@@ -108,6 +110,7 @@ class MemFreeProcessor(LogitsProcessor):
             )
         self.include_prompt, self.eos_id, self.pad_id = include_prompt, eos_id, pad_id
         self.counts = GuardCounts()
+        self.seconds = 0.0
         self._prefix_lengths: np.ndarray | None = None
         self._padded_length = 0
 
@@ -146,6 +149,12 @@ class MemFreeProcessor(LogitsProcessor):
         Returns:
             `scores` itself where nothing is banned, otherwise a copy with -inf.
         """
+        began = time.perf_counter()
+        guarded = self._guard(input_ids, scores)
+        self.seconds += time.perf_counter() - began
+        return guarded
+
+    def _guard(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         starts, ended = self._rows(input_ids)
         self.counts.choices += int((~ended).sum())
         before = self.source.n - 1
