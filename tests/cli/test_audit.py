@@ -129,6 +129,15 @@ def test_a_corpus_that_cannot_be_read(tmp_path, model_folder, name, data, words)
     refused(run(model_folder, tmp_path / name, "--out", tmp_path / "out", *SMALL), *words, out=tmp_path / "out")
 
 
+def test_what_fails_before_anything_is_written_leaves_no_folder(tmp_path, model_folder):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "mine").mkdir()
+    refused(run(model_folder, tmp_path / "empty.txt", "--out", tmp_path / "new"), "empty.txt")
+    refused(run(model_folder, tmp_path / "empty.txt", "--out", tmp_path / "mine"), "empty.txt")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_a_corpus_that_is_not_there(tmp_path, model_folder):
     refused(run(model_folder, tmp_path / "gone.txt", "--out", tmp_path / "out"), "gone.txt", out=tmp_path / "out")
 

@@ -13,7 +13,8 @@ from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import InputError, StorageError, TokenizerMismatchError
 from palimpsest.evaluation.guarding import common_runs
 from palimpsest.evaluation.leaks import measure_leaks
-from palimpsest.evaluation.protocol import AuditSettings, membership_split, run_audit
+from palimpsest.evaluation.plan import AuditSettings, membership_split
+from palimpsest.evaluation.protocol import run_audit
 from palimpsest.evaluation.verdict import LEVELS, level_of
 from palimpsest.measurement import Measurement
 from palimpsest.report import check, render

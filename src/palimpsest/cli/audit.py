@@ -59,7 +59,8 @@ def audit(
 
             card = demonstrate(out, seed=seed, progress=tell)
         else:
-            from palimpsest.evaluation.protocol import AuditSettings, run_audit
+            from palimpsest.evaluation.plan import AuditSettings
+            from palimpsest.evaluation.protocol import run_audit
             from palimpsest.experiments.demonstration import ordinary_text
             from palimpsest.models import Sampler, load_model
 

@@ -19,7 +19,7 @@ from palimpsest.models import LanguageModel
 from palimpsest.stats import Interval
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation.protocol import AuditPlan
+    from palimpsest.evaluation.plan import AuditPlan
 
 SHARE: dict[str, Any] = {"y_label": "share of passages", "y_domain": (0, 1), "y_format": "percent"}
 WILSON = "Bands are 95 % Wilson intervals."

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from palimpsest.corpus import CorpusIndex, Document
-from palimpsest.evaluation.protocol import AuditSettings, claim_folder, run_audit
+from palimpsest.evaluation.plan import AuditSettings
+from palimpsest.evaluation.protocol import claim_folder, run_audit
 from palimpsest.evaluation.steps import JobProgress
 from palimpsest.experiments.canaries import Suite, one_thread, twins
 from palimpsest.experiments.planted_texts import base_text

@@ -1,0 +1,126 @@
+"""The measurements of an audit as steps, in the order in which they run; what a door cannot do is skipped with its reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from palimpsest import __version__
+from palimpsest.audit.approximate import TRANSFORMS, measure_approximate
+from palimpsest.audit.extraction import measure_extraction
+from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
+from palimpsest.audit.probabilistic import measure_probabilistic
+from palimpsest.audit.samples import PrefixSuffix
+from palimpsest.evaluation.leaks import measure_leaks
+from palimpsest.evaluation.plan import AuditPlan, fingerprint_samples, membership_split
+from palimpsest.evaluation.sections import largest, slug
+from palimpsest.evaluation.steps import Job, Step, StepProgress
+from palimpsest.files import sha256_json
+from palimpsest.guard import MemFreeProcessor, measure_guard_cost
+from palimpsest.measurement import Measurement
+from palimpsest.models import LanguageModel
+
+TRACED = 8  # tokens of the shortest run that is traced to its documents
+WRITING = 20  # a written token costs about as much as so many tokens that are read
+
+
+def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
+    """Every measurement of the audit as a step; and the sections that cannot be measured, with the reason."""
+    steps: list[Step] = []
+    skipped: dict[str, str] = {}
+    settings = plan.settings
+    shared = {
+        "version": __version__,
+        "settings": asdict(settings),
+        "samples": fingerprint_samples(plan.samples),
+        "corpus": plan.index.fingerprint,
+    }
+    others = membership_split(plan)[1]
+    read = sum(len(sample.ids) for sample in plan.samples)  # tokens of one pass over all passages
+
+    def add(kind: str, label: str, model: LanguageModel, tokens: float, run: Callable[[StepProgress], Measurement], **key: Any) -> None:
+        reference = plan.references.get(model.name)
+        key = {**shared, "step": kind, "model": model.fingerprint, "reference": reference.fingerprint if reference else None, **key}
+        steps.append(Step(f"{kind}.{slug(model.name)}", f"{label} · {model.name}", tokens * (model.parameters or 1), key, run))
+
+    for model in plan.models:
+        passes = len(settings.contexts) * (2 if model.name in plan.references else 1)
+        add("extraction", "word for word", model, passes * read / 2, partial(_extraction, plan, model))
+        if "logprobs" not in model.capabilities:
+            skipped["probabilistic"] = skipped["membership"] = str(model.lacks("logprobs", "The probability of a passage"))
+            continue
+        add("probabilistic", "many tries", model, read, partial(_probabilistic, plan, model))
+        if others:
+            add("membership", "membership", model, 2 * read, partial(_membership, plan, model), held_out=fingerprint_samples(others))
+        else:
+            skipped["membership"] = "There is no text that the model was surely not trained on; give some of the same kind with --held-out."
+    model = largest(plan.models)
+    written = settings.suffix * WRITING
+    key = {"protected": plan.protected.fingerprint, "unprotected": sha256_json(list(plan.unprotected))}
+    add("leaks", "tracing leaks", model, settings.leaks * written, partial(_leaks, plan, model, job))
+    if "weights" not in model.capabilities:
+        skipped["guard"] = str(model.lacks("weights", "A guard inside decoding"))
+        return steps, skipped
+    tokens = settings.guard_samples * written * len(TRANSFORMS)
+    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, False), **key)
+    add("guarded", "writing under guard", model, tokens, partial(_write, plan, model, job, True), **key)
+    if plan.unprotected:
+        words = sum(len(text.split()) for text in plan.unprotected)
+        add("cost", "price of the guard", model, 2 * words, partial(_cost, plan, model), **key)
+    return steps, skipped
+
+
+def _extraction(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    return measure_extraction(model, plan.samples, plan.settings.contexts, reference=plan.references.get(model.name), progress=progress)
+
+
+def _probabilistic(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    settings = plan.settings
+    return measure_probabilistic(model, plan.samples, settings.tries, settings.confidences, settings.sampler, progress=progress)
+
+
+def _membership(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    members, others = membership_split(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasedSplitWarning)  # the report says it, in the answer of the section
+        return measure_membership(
+            model, members, others, reference=plan.references.get(model.name), seed=plan.settings.seed, progress=progress
+        )
+
+
+def _easiest(plan: AuditPlan, model: LanguageModel, job: Job, n: int, *, rarest: bool) -> list[PrefixSuffix]:
+    """The passages that leak most easily: extracted ones first; among them the rarest (taken in turn from every kind of text), or
+    the likeliest."""
+    table = job.results[f"extraction.{slug(model.name)}"].table
+    table = table.filter(pl.col("context") == table["context"].max()).filter(pl.col("copies").is_null() | (pl.col("copies") >= 1))
+    order = [pl.col("extracted"), pl.col("matched")]
+    if rarest:
+        ranked = table.sort("extracted", pl.col("copies").fill_null(0), "matched", "sample", descending=[True, False, True, False])
+        ranked = ranked.with_columns(turn=pl.int_range(pl.len()).over(pl.col("domain").fill_null(""))).sort("turn", maintain_order=True)
+    else:
+        ranked = table.sort(*order, "sample", descending=[True, True, False])
+    return [plan.samples[number] for number in ranked["sample"].head(n).to_list()]
+
+
+def _leaks(plan: AuditPlan, model: LanguageModel, job: Job, progress: StepProgress) -> Measurement:
+    chosen = _easiest(plan, model, job, plan.settings.leaks, rarest=True)
+    return measure_leaks(model, chosen, plan.index, min_len=min(TRACED, plan.settings.suffix), progress=progress)
+
+
+def _write(plan: AuditPlan, model: LanguageModel, job: Job, guarded: bool, progress: StepProgress) -> Measurement:
+    chosen = _easiest(plan, model, job, plan.settings.guard_samples, rarest=False)
+    guard = MemFreeProcessor.for_model(model, plan.protected, plan.settings.guard_n) if guarded else None
+    result = measure_approximate(model, chosen, guard=guard, progress=progress)
+    if guard is not None:
+        result.summary["counts"] = guard.counts.to_dict()
+        result.provenance["guard_seconds"] = round(guard.seconds, 6)
+    return result
+
+
+def _cost(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    return measure_guard_cost(model, plan.protected, list(plan.unprotected), plan.settings.guard_n, progress=progress)

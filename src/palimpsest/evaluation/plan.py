@@ -1,0 +1,114 @@
+"""What an audit is asked: its settings, and the plan with the corpus opened and the passages drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from palimpsest.audit.probabilistic import TOP_K_40
+from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_samples
+from palimpsest.corpus import CorpusIndex, read_documents
+from palimpsest.errors import InputError
+from palimpsest.files import sha256_json
+from palimpsest.measurement import plain
+from palimpsest.models import LanguageModel, Sampler
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What an audit does; every field is in the card.
+
+    Attributes:
+        samples: passages drawn from the corpus (when none are given).
+        contexts: tokens of prompt before the suffix; all contexts are asked for the *same* suffixes.
+        suffix: tokens that count as the leak.
+        sampler: the decoding scheme of probabilistic extraction.
+        tries, confidences: the n and p of (n, p)-extraction.
+        guard_n: length of the protected n-grams.
+        guard_samples: passages that are generated with and without the guard, the most easily leaked first.
+        leaks: passages shown in the report.
+        seed: of every random choice.
+    """
+
+    samples: int = 200
+    contexts: tuple[int, ...] = (25, 50, 100, 200)
+    suffix: int = 50
+    sampler: Sampler = TOP_K_40
+    tries: tuple[int, ...] = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    confidences: tuple[float, ...] = (0.1, 0.5, 0.9, 0.99)
+    guard_n: int = 10
+    guard_samples: int = 24
+    leaks: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "suffix", "guard_n", "guard_samples", "leaks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 1.")
+        if not self.contexts or min(self.contexts) < 1:
+            raise InputError(f"contexts are {self.contexts}.", "Give at least one length, each at least 1 token.")
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """Everything that an audit is asked, with the corpus opened and the passages drawn."""
+
+    models: tuple[LanguageModel, ...]
+    references: Mapping[str, LanguageModel]
+    index: CorpusIndex
+    corpus_name: str
+    protected: CorpusIndex
+    samples: tuple[PrefixSuffix, ...]
+    held_out: tuple[PrefixSuffix, ...]
+    unprotected: tuple[str, ...]
+    settings: AuditSettings
+
+
+def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], index: CorpusIndex) -> tuple[int, ...]:
+    """The contexts that the models can see and that some document can provide, with the suffix behind them.
+
+    Raises:
+        InputError: none is left.
+    """
+    room = min(model.context_length - int(model.prepends_bos) for model in models) - settings.suffix
+    longest = index.longest_document - settings.suffix
+    fitting = tuple(context for context in sorted(settings.contexts) if context <= min(room, longest))
+    if not fitting:
+        raise InputError(
+            f"A context of {min(settings.contexts)} tokens with a suffix of {settings.suffix} does not fit: the models see "
+            f"{room + settings.suffix} tokens and the longest document has {longest + settings.suffix}.",
+            "Ask for shorter contexts or a shorter suffix (--context, --suffix).",
+        )
+    return fitting
+
+
+def read_held_out(
+    source: str | Path | Sequence[PrefixSuffix] | None, model: LanguageModel, settings: AuditSettings
+) -> Sequence[PrefixSuffix]:
+    """Passages that the models were not trained on: as given, or drawn from text like the passages of the corpus."""
+    if source is None:
+        return ()
+    if not isinstance(source, str | Path):
+        return require_samples(source)
+    with tempfile.TemporaryDirectory() as folder:
+        index = CorpusIndex.build(read_documents(source), model.tokenizer, Path(folder) / "held-out")
+        drawn = corpus_samples(index, settings.samples, max(settings.contexts), settings.suffix, settings.seed)
+    return [replace(sample, meta={**sample.meta, "id": f"held-out-{number}", "copies": 0}) for number, sample in enumerate(drawn)]
+
+
+def membership_split(plan: AuditPlan) -> tuple[list[PrefixSuffix], list[PrefixSuffix]]:
+    """Members and non-members: held-out passages where there are any, else the passages that are known to have 0 copies."""
+    members = [sample for sample in plan.samples if sample.meta.get("copies") != 0]
+    return members, list(plan.held_out) or [sample for sample in plan.samples if sample.meta.get("copies") == 0]
+
+
+def fingerprint_samples(samples: Sequence[PrefixSuffix]) -> str:
+    """SHA-256 over ids, cuts and what is known of the passages."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sha256_json([sample.prefix_len, sample.suffix_len, plain(sample.meta)]).encode())
+        digest.update(sample.ids.astype("<i8").tobytes())
+    return digest.hexdigest()
