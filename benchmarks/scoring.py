@@ -4,7 +4,7 @@ The peer is `model(input_ids, attention_mask)` under inference mode: all logits,
 within one process, one batch at a time, in an order that changes with every turn; the figure is the median of the ratios of
 neighbouring times, which a busy machine disturbs least.
 
-    python benchmarks/scoring.py [--model twin --model smollm2-135m] [--turns 15] [--threads 2 | --cpu-time] [--json]
+    python benchmarks/scoring.py [--model twin --model smollm2-135m] [--turns 9] [--threads 2 | --cpu-time] [--json]
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def workloads(model: HFModel) -> dict[str, list[np.ndarray]]:
     def rows(lengths: np.ndarray) -> list[np.ndarray]:
         return [ids[begin : begin + length] for length, begin in zip(lengths, rng.integers(0, len(ids) - 200, len(lengths)), strict=True)]
 
-    return {"equal lengths": rows(np.full(10, 101)), "mixed lengths": rows(rng.integers(40, 161, 20))}
+    return {"equal lengths": rows(np.full(10, 101)), "mixed lengths": rows(rng.integers(40, 161, 10))}
 
 
 def measure(model: HFModel, rows: list[np.ndarray], turns: int, now: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def main(
     model: Annotated[
         list[str] | None, typer.Option(help="'twin' or anything that load_model takes; by default twin and smollm2-135m.")
     ] = None,
-    turns: int = typer.Option(15, help="Times that peer and ours take turns."),
+    turns: int = typer.Option(9, help="Times that peer and ours take turns."),
     threads: int = typer.Option(min(2, os.cpu_count() or 1), help="Threads of torch."),
     cpu_time: bool = typer.Option(False, help="One thread, and processor time instead of wall time: for a machine that others use too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
