@@ -205,11 +205,11 @@ def _notes(suite: Suite, validation: dict[str, float]) -> list[str]:
         "are planted often; thresholds are as they were.",
         "Tried before on seeds 0 and 1, and failed there: 8,400 sequences with 14% planted tokens, 24 texts at one copy (seed 0: loss gap "
         "on controls 0.152 nat, asked 0.15; validation loss off by 4.9%, asked 3%; Min-K%++ AUC at one copy 0.676, asked 0.65).",
-        "The set-up was then chosen on seed 100, before it ran on seeds 0, 1 and 2, for two demands that pull apart: a model that is planted "
-        "much is worse on held-out text, one that is planted little extracts nothing. With 7% planted tokens (4, 4 and 6 texts at 32, 48 "
-        "and 64 copies) the validation loss was off by 0.4% and nothing was extracted at 64 copies; with 9% (6, 6, 10) by 1.0% and 2 of "
-        "10 texts; with these 12% (6, 8, 14) by 1.8% and 3 of 14. Rows of 64 tokens with texts of 48: off by -0.7% to 0.3%, nothing "
-        "extracted.",
+        "The set-up was then chosen on seed 100, before it ran on seeds 0, 1 and 2, for two demands that pull apart: a model "
+        "that is planted much is worse on held-out text, one that is planted little extracts nothing. With 7% planted tokens "
+        "(4, 4 and 6 texts at 32, 48 and 64 copies) the validation loss was off by 0.4% and nothing was extracted at 64 copies;"
+        " with 9% (6, 6, 10) by 1.0% and 2 of 10 texts; with these 12% (6, 8, 14) by 1.8% and 3 of 14. Rows of 64 tokens with "
+        "texts of 48: off by -0.7% to 0.3%, nothing extracted.",
         "The texts, their copies and the order of the novels are the same in all runs of a seed; where the copies stand is drawn anew.",
     ]
 
