@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, percent
+from palimpsest.evaluation.record import AuditRecord
 from palimpsest.measurement import Measurement
-
-if TYPE_CHECKING:
-    from palimpsest.evaluation.sections import AuditRecord
 
 STYLES = {"identity": "as it is", "upper": "IN CAPITALS", "lower": "in lower case", "double_space": "with  double  spaces"}
 SHOWN = 6  # passages set side by side

@@ -18,7 +18,7 @@ from palimpsest.audit.probabilistic import measure_probabilistic
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.evaluation.leaks import measure_leaks
 from palimpsest.evaluation.plan import AuditPlan, fingerprint_samples, membership_split
-from palimpsest.evaluation.sections import largest, slug
+from palimpsest.evaluation.record import largest, slug
 from palimpsest.evaluation.steps import Job, Step, StepProgress
 from palimpsest.files import sha256_json
 from palimpsest.guard import MemFreeProcessor, measure_guard_cost

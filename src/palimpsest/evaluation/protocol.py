@@ -22,7 +22,7 @@ from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CorpusError, InputError, StorageError
 from palimpsest.evaluation.measuring import plan_steps
 from palimpsest.evaluation.plan import AuditPlan, AuditSettings, fitting_contexts, read_held_out
-from palimpsest.evaluation.sections import AuditRecord, slug
+from palimpsest.evaluation.record import AuditRecord, slug
 from palimpsest.evaluation.steps import Job, JobProgress
 from palimpsest.evaluation.verdict import compose
 from palimpsest.files import storage_errors, write_json

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
@@ -14,84 +13,13 @@ from palimpsest.audit.laws import rates, size_law
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, count_of, percent
 from palimpsest.evaluation.guarding import guard
+from palimpsest.evaluation.record import AuditRecord, planted, slug
 from palimpsest.measurement import Curve, Measurement, Series
 from palimpsest.models import LanguageModel
 from palimpsest.stats import Interval
 
-if TYPE_CHECKING:
-    from palimpsest.evaluation.plan import AuditPlan
-
 SHARE: dict[str, Any] = {"y_label": "share of passages", "y_domain": (0, 1), "y_format": "percent"}
 WILSON = "Bands are 95 % Wilson intervals."
-
-
-@dataclass(frozen=True)
-class AuditRecord:
-    """An audit that has been run: the plan, the results by step name, and what was skipped, by section."""
-
-    plan: AuditPlan
-    results: Mapping[str, Measurement]
-    skipped: Mapping[str, str]
-
-    def of(self, kind: str, model: LanguageModel) -> Measurement | None:
-        """The result of one kind of measurement for a model, None where it was not run."""
-        return self.results.get(f"{kind}.{slug(model.name)}")
-
-    def result(self, kind: str, model: LanguageModel) -> Measurement:
-        """The result of one kind of measurement that a section which was not skipped rests on."""
-        return self.results[f"{kind}.{slug(model.name)}"]
-
-    @cached_property
-    def largest(self) -> LanguageModel:
-        """The audited model with the most parameters: the one that the leaks and the guard are shown on."""
-        return largest(self.plan.models)
-
-    @cached_property
-    def context(self) -> int:
-        """The longest context, at which the headline figures are taken."""
-        return max(self.plan.settings.contexts)
-
-    @cached_property
-    def best_attack(self) -> dict[str, Any] | None:
-        """The membership score with the greatest AUC on the largest model, with its figures; None where none was measured."""
-        result = self.of("membership", self.largest)
-        if result is None:
-            return None
-        name = max(result.summary["methods"], key=lambda method: result.summary["methods"][method]["auc"])
-        return {"method": name, **result.summary["methods"][name]}
-
-    @cached_property
-    def guard(self) -> dict[str, Interval] | None:
-        """Rates over the passages tried on the largest model: "off" and "on" to the letter, "approximate" under guard."""
-        free, held = self.of("open", self.largest), self.of("guarded", self.largest)
-        if free is None or held is None:
-            return None
-        plainly = [result.table.filter(pl.col("transform") == "identity") for result in (free, held)]
-        return {
-            "off": blocks.rate_of(plainly[0]["verbatim"].to_list()),
-            "on": blocks.rate_of(plainly[1]["verbatim"].to_list()),
-            "approximate": blocks.rate_of(plainly[1]["approximate"].to_list()),
-            "styled": Interval(*(held.summary["any_transform"][key] for key in ("estimate", "low", "high"))),
-        }
-
-    def extracted(self, model: LanguageModel) -> pl.DataFrame:
-        """The rows of a model at the longest context, of passages that stand in the training data at least once."""
-        return planted(self.result("extraction", model).table.filter(pl.col("context") == self.context))
-
-
-def slug(name: str) -> str:
-    """A model's name as part of a file name."""
-    return "".join(character if character.isalnum() or character in "-_." else "-" for character in name).strip(".-") or "model"
-
-
-def largest(models: tuple[LanguageModel, ...]) -> LanguageModel:
-    """The model with the most parameters; the first where they are not known."""
-    return max(models, key=lambda model: model.parameters or 0)
-
-
-def planted(table: pl.DataFrame) -> pl.DataFrame:
-    """The passages that are not known to be absent from the training data."""
-    return table.filter(pl.col("copies").is_null() | (pl.col("copies") >= 1))
 
 
 def all_sections(record: AuditRecord) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import count_of, percent
-from palimpsest.evaluation.sections import AuditRecord, all_sections, share, slug
+from palimpsest.evaluation.record import AuditRecord, slug
+from palimpsest.evaluation.sections import all_sections, share
 from palimpsest.measurement import environment
 from palimpsest.models import LanguageModel
 from palimpsest.stats import Interval
