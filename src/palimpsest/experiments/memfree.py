@@ -38,11 +38,23 @@ STATEMENT = (
 N = 6
 DECODINGS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 1.0}, "beam": {"num_beams": 4}}
 CPU = GuardConfig(
-    CanaryConfig(sizes=("m",), twins=("perturbed",), n_sequences=7600, seq_len=128, lr=3e-3),
+    CanaryConfig(sizes=("l",), twins=("perturbed",), n_sequences=9000, seq_len=128, lr=2e-3),
     noisy=(12, 384),
-    cased=(8, 192),
+    cased=(8, 320),
     controls=24,
     noise=0.25,
+)
+TRIED = (
+    "Departure from the specification's setting, passages with 48 and 64 exact copies in m at 3e-3: there no suffix of 24 tokens comes "
+    "out even without a guard (0 of 20, seed 0). 256 exact copies: all do, and under guard none comes out nearly (mean edit similarity "
+    "0.2), because a tiny model that has only seen exact copies does not find back after a forced token.",
+    "Noise that was tried (m, seed 0, 8 to 10 passages, under guard: nearly word for word, mean edit similarity): 5 % of the tokens at "
+    "256 copies 0 of 8, 0.30; 15 % at 256 copies 1 of 10, 0.66; 25 % at 384 copies 4 of 10, 0.72. l, 15 % at 256 copies: 2 of 10, 0.71.",
+    "With both sets in one m (12 noisy passages at 384 copies, 8 cased at 192 and 48) seed 0 held all checks and seed 1 failed (a) with "
+    "0 of 12 and (b) because capitals were not learnt even without a guard (edit similarity 0.15); with 320 and 80 copies seeds 1 and 2 "
+    "held them with 2 and 1 of 12. Hence l, the larger model; this is why its size is not the specification's.",
+    "At n = 6 a guarded continuation of 24 tokens differs in at least 4 of them: its edit similarity reaches at most about 0.83 and its "
+    "BLEU-4 about 0.6, so that what comes out nearly does so by edit similarity.",
 )
 SMOKE = GuardConfig(
     CanaryConfig(sizes=("s",), twins=("perturbed",), n_sequences=120, seq_len=128, warmup=5),
@@ -239,6 +251,7 @@ def _notes(config: GuardConfig, suite: Suite, model: HFModel, guard: MemFreeProc
         f"{config.cased[0]} cased ones with {config.cased[1]} copies and {config.cased[1] // CAPITALS} in capitals; "
         f"validation loss {validation:.2f} nat.",
         f"The guard's counts on all prompts and styles: {guard.counts.to_dict()}.",
+        *TRIED,
     ]
 
 
