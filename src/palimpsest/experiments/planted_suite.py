@@ -35,8 +35,8 @@ MIN_K = 0.2
 CPU = CanaryConfig(
     sizes=("m",),
     n_sequences=9900,
-    levels=((0, 64), (1, 64), (2, 24), (4, 12), (8, 8), (16, 6), (32, 6), (48, 8), (64, 14)),
-    lr=3e-3,
+    levels=((0, 64), (1, 64), (2, 24), (4, 12), (8, 8), (16, 6), (32, 6), (48, 8), (64, 20)),
+    lr=2e-3,
 )
 SMOKE = CanaryConfig(sizes=("s",), n_sequences=240, levels=((0, 6), (1, 4), (2, 4), (6, 4)), warmup=5)
 
@@ -203,13 +203,16 @@ def _notes(suite: Suite, validation: dict[str, float]) -> list[str]:
         "half of all tokens, so that the twins differ in how much of the novels they read (validation loss 3.95 and 4.40 nat with "
         "m at 1.2e-3, seed 0), and no loss gap could be laid to planting alone. Here sequences are longer than texts and fewer texts "
         "are planted often; thresholds are as they were.",
-        "Tried before on seeds 0 and 1, and failed there: 8,400 sequences with 14% planted tokens, 24 texts at one copy (seed 0: loss gap "
-        "on controls 0.152 nat, asked 0.15; validation loss off by 4.9%, asked 3%; Min-K%++ AUC at one copy 0.676, asked 0.65).",
-        "The set-up was then chosen on seed 100, before it ran on seeds 0, 1 and 2, for two demands that pull apart: a model "
-        "that is planted much is worse on held-out text, one that is planted little extracts nothing. With 7% planted tokens "
-        "(4, 4 and 6 texts at 32, 48 and 64 copies) the validation loss was off by 0.4% and nothing was extracted at 64 copies;"
-        " with 9% (6, 6, 10) by 1.0% and 2 of 10 texts; with these 12% (6, 8, 14) by 1.8% and 3 of 14. Rows of 64 tokens with "
-        "texts of 48: off by -0.7% to 0.3%, nothing extracted.",
+        "Tried before, and failed on seed 0: 8,400 sequences with 14% planted tokens, 24 texts at one copy, "
+        "learning rate 3e-3 (seed 0: loss gap on controls 0.152 nat, asked 0.15; validation loss off by 4.9%, asked 3%; "
+        "Min-K%++ AUC at one copy 0.676, asked 0.65); and 6, 8 and 14 texts at 32, 48 and 64 copies at 3e-3 (seed 0: gap 0.193,"
+        " validation off by 6.2%, nothing extracted at 64 copies).",
+        "The set-up was then chosen on the seeds 100, 101 and 102, for two demands that pull apart: a model that is planted "
+        "much is worse on held-out text, one that is planted little extracts nothing. At the pilot's learning rate of 3e-3 the "
+        "perturbed twin's validation loss was off by 1.8%, 5.5% and 4.2% with those 14 texts at 64 copies, and nothing was "
+        "extracted on two of the three seeds; at 2e-3 by 1.5% and 2.0%, with 2 and 1 of 14 texts extracted (seeds 101, 102). "
+        "With 20 texts at 64 copies, as here: 2.6% and 2.0%, 5 and 1 of 20. At 1.5e-3: 2 of 20. Rows of 64 tokens with texts of"
+        " 48 extract nothing.",
         "The texts, their copies and the order of the novels are the same in all runs of a seed; where the copies stand is drawn anew.",
     ]
 
