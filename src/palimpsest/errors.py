@@ -25,6 +25,10 @@ class InputError(PalimpsestError, ValueError):
     """A value of the wrong shape, type or range."""
 
 
+class SymbolTypeError(PalimpsestError, TypeError):
+    """A sequence holds something that cannot be a symbol."""
+
+
 class CapabilityError(PalimpsestError):
     """A door to a model was asked for something that it cannot give (weights, log-probs, text)."""
 
