@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from palimpsest.models.chunk_dictionary import Dictionary
-from palimpsest.models.chunk_learning import (
-    Evidence,
-    abstraction_candidates,
-    added,
-    chi_square,
-    chunk_candidates,
-    dependent,
-    observe,
-    renumbered,
-)
+from palimpsest.models.chunk_evidence import Evidence, added, observe, renumbered
+from palimpsest.models.chunk_learning import abstraction_candidates, chi_square, chunk_candidates
 from palimpsest.models.chunk_parse import Parse, parse
 
 seeds = st.integers(0, 10**6)
@@ -99,7 +91,7 @@ def test_a_marginal_of_one_leaves_nothing_to_test():
     dictionary = Dictionary(1)
     evidence = observe(dictionary, parse(dictionary, np.zeros(50, np.int64), np.arange(1)))
     assert transitions(evidence) == {(0, 0): (49, 0)}
-    assert not dependent(evidence, 6, 0.05).any()
+    assert chunk_candidates(evidence, 6, 0.05)[0].size == 0
 
 
 @settings(max_examples=60)
@@ -133,28 +125,40 @@ def test_the_candidates_are_the_dependent_pairs_by_benefit(seed, alpha, min_coun
 
 
 @settings(max_examples=60)
-@given(seed=seeds, few=st.booleans(), strict=st.booleans())
-def test_the_join_finds_what_all_pairs_of_units_would(seed, few, strict):
-    dictionary, _, evidence = made(seed)
-    allowed = dependent(evidence, 1, 0.5) if strict else np.ones(evidence.left.size, bool)
+@given(seed=seeds, few=st.booleans(), alpha=st.sampled_from([None, 0.5, 0.05]))
+def test_the_join_finds_what_all_pairs_of_units_would(seed, few, alpha):
+    dictionary, parsed, evidence = made(seed)
+    n, units = len(dictionary), parsed.units.tolist()
+    least, most, min_count = (2, 4, 3) if few else (4, 49, 6)
     at, above = dictionary.abstractions()
-    follows: dict[tuple[int, int], list[tuple[float, int]]] = {}
-    before: set[tuple[int, int]] = set()
-    for (a, b), value, counts in zip(transitions(evidence), transitions(evidence).values(), allowed, strict=True):
-        if counts:
-            for kind in above[at[b] : at[b + 1]].tolist():
-                follows.setdefault((a, kind), []).append(value)
-            before |= {(kind, b) for kind in above[at[a] : at[a + 1]].tolist()}
-    least, most, total = (2, 4, 3) if few else (4, 49, 6)
+    kinds = [set(above[at[unit] : at[unit + 1]].tolist()) for unit in range(n)]
+    steps = list(pairwise(units))
+
+    def together(left: int, right: int) -> list[int]:
+        """Where an instance of `left` is followed by one of `right`."""
+        return [place for place, (a, b) in enumerate(steps) if left in kinds[a] and right in kinds[b]]
+
+    def counts(left: int, right: int) -> bool:
+        both = len(together(left, right))
+        if alpha is None or both < min_count:
+            return alpha is None and both > 0
+        p_left, p_right = (sum(kind in kinds[unit] for unit in units) / len(units) for kind in (left, right))
+        lefts, rights = sum(left in kinds[a] for a, _ in steps), sum(right in kinds[b] for _, b in steps)
+        observed = [both, lefts - both, rights - both, len(steps) - lefts - rights + both]
+        shares = np.array([p_left * p_right, p_left * (1 - p_right), (1 - p_left) * p_right, (1 - p_left) * (1 - p_right)])
+        return bool((shares > 0).all()) and stats.chisquare(observed, shares / shares.sum() * len(steps), ddof=1).pvalue < alpha
+
+    ends = [unit for unit in range(n) if unit in units]
+    after = {pre: [c for c in range(n) if counts(pre, c)] for pre in ends}
+    before = {post: [c for c in range(n) if counts(c, post)] for post in ends}
     expected = {}
-    for pre in range(len(dictionary)):
-        for post in range(len(dictionary)):
-            between = [c for c in range(len(dictionary)) if (pre, c) in follows and (c, post) in before]
-            times = sum(t for c in between for t, _ in follows[pre, c])
-            if least <= len(between) <= most and times > total:
-                expected[pre, post] = (tuple(between), times, min(f for c in between for _, f in follows[pre, c]))
-    found = abstraction_candidates(dictionary, evidence, allowed, least, most, total)
-    assert {(pre, post): units for pre, post, units in found} == {pair: units for pair, (units, _, _) in expected.items()}
+    for pre in ends:
+        for post in ends:
+            between = [c for c in after[pre] if c in before[post]]
+            places = [place for c in between for place in together(pre, c)]
+            if least <= len(between) <= most and len(places) > min_count:
+                expected[pre, post] = (tuple(between), len(places), min(places))
+    found = abstraction_candidates(dictionary, evidence, least, most, min_count, alpha)
+    assert {(pre, post): members for pre, post, members in found} == {pair: members for pair, (members, _, _) in expected.items()}
     keys = [(-expected[pre, post][1], expected[pre, post][2], pre, post) for pre, post, _ in found]
     assert keys == sorted(keys)
-    assert not any(dictionary.is_variable(end) for pre, post, _ in found for end in (pre, post))

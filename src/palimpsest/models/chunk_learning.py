@@ -1,7 +1,7 @@
 """What a chunking model learns from a parse: which units belong together, and which are interchangeable.
 
-From a parse come counts c(u), with N their sum, and the transitions T(u → u'): how often u' follows u at once. A unit that is an
-instance of a variable counts for the variable too.
+c(u) and T(u → u') are the counts of `chunk_evidence`, N is the sum of c(u). A unit that is an instance of a variable counts for the
+variable too.
 
 Chunking tests for every pair with T(u → u') ≥ min_count whether its halves are independent, by χ² over the 2 × 2 table of
 "left is u" and "right is u'", expected from c(u) / N and c(u') / N, with df = 4 − 1 − 1 = 2, so that the p-value is exp(−χ²/2). The
@@ -22,84 +22,7 @@ import numpy as np
 from numba import njit
 
 from palimpsest.models.chunk_dictionary import Dictionary
-from palimpsest.models.chunk_parse import Parse
-
-
-@dataclass
-class Evidence:
-    """Counts of one parse, or of several with decaying weights.
-
-    Attributes:
-        counts: float64 (units,): occurrences of every unit in the parse; none for a variable.
-        covered: float64 (units,): atoms that those occurrences cover.
-        bound: float64 (memberships,): how often a variable stood for a member, variable by variable, in the order of its members.
-        left, right, together, first: int64, int64, float64, int64 (pairs,): the transitions T(left → right), and where in the parse each
-            pair occurred first.
-    """
-
-    counts: np.ndarray
-    covered: np.ndarray
-    bound: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
-    together: np.ndarray
-    first: np.ndarray
-
-
-def observe(dictionary: Dictionary, parsed: Parse) -> Evidence:
-    """The counts of a parse in which every symbol is an atom of the dictionary."""
-    n = len(dictionary)
-    keys = _membership_keys(dictionary)
-    found = np.searchsorted(keys, parsed.variables * n + parsed.members)
-    left, right, together, first = _summed(
-        parsed.units[:-1], parsed.units[1:], np.ones(max(len(parsed) - 1, 0)), np.arange(max(len(parsed) - 1, 0)), n
-    )
-    return Evidence(
-        counts=np.bincount(parsed.units, minlength=n).astype(np.float64),
-        covered=np.bincount(parsed.units, np.diff(parsed.starts), minlength=n),
-        bound=np.bincount(found, minlength=keys.size).astype(np.float64),
-        left=left,
-        right=right,
-        together=together,
-        first=first,
-    )
-
-
-def renumbered(evidence: Evidence, before: Dictionary, after: Dictionary, numbers: np.ndarray) -> Evidence:
-    """Evidence over `before` as evidence over `after`, where unit u of `before` has the number numbers[u], −1 if it is gone."""
-    kept = numbers >= 0
-    counts, covered = np.zeros(len(after)), np.zeros(len(after))
-    counts[numbers[kept]], covered[numbers[kept]] = evidence.counts[kept], evidence.covered[kept]
-    owners, members = np.divmod(_membership_keys(before), max(len(before), 1))
-    staying = kept[owners]  # a variable that stays keeps all of its members
-    keys = _membership_keys(after)
-    bound = np.zeros(keys.size)
-    places = np.searchsorted(keys, numbers[owners[staying]] * len(after) + numbers[members[staying]])
-    bound[places] = evidence.bound[staying]
-    pairs = kept[evidence.left] & kept[evidence.right]
-    return Evidence(
-        counts,
-        covered,
-        bound,
-        numbers[evidence.left[pairs]],
-        numbers[evidence.right[pairs]],
-        evidence.together[pairs],
-        evidence.first[pairs],
-    )
-
-
-def added(older: Evidence, weight: float, newer: Evidence) -> Evidence:
-    """`weight` times the older evidence and the newer, over the same dictionary."""
-    pairs = _summed(
-        np.concatenate([newer.left, older.left]),
-        np.concatenate([newer.right, older.right]),
-        np.concatenate([newer.together, weight * older.together]),
-        np.concatenate([newer.first, older.first]),
-        newer.counts.size,
-    )
-    return Evidence(
-        newer.counts + weight * older.counts, newer.covered + weight * older.covered, newer.bound + weight * older.bound, *pairs
-    )
+from palimpsest.models.chunk_evidence import Evidence, Pairs, summed
 
 
 def chi_square(
@@ -119,14 +42,41 @@ def chi_square(
     return np.where((expected > 0).all(axis=0), statistic, np.nan)
 
 
-def dependent(evidence: Evidence, min_count: float, alpha: float) -> np.ndarray:
+@dataclass
+class Occurrences:
+    """How often units occur in a parse, those that are instances of a variable counting for it too.
+
+    Attributes:
+        counts, lefts, rights: float64 (units,): occurrences at all, as the left and as the right of two units.
+        units, transitions: length of the parse, and pairs in it.
+    """
+
+    counts: np.ndarray
+    lefts: np.ndarray
+    rights: np.ndarray
+    units: float
+    transitions: float
+
+    @classmethod
+    def of(cls, evidence: Evidence, kinds_at: np.ndarray, kinds: np.ndarray) -> Occurrences:
+        """Counts where unit u is an instance of kinds[kinds_at[u] : kinds_at[u + 1]]."""
+        n, amounts = evidence.counts.size, np.diff(kinds_at)
+        lefts = np.bincount(evidence.left, evidence.together, minlength=n)
+        rights = np.bincount(evidence.right, evidence.together, minlength=n)
+
+        def raised(column: np.ndarray) -> np.ndarray:
+            return np.bincount(kinds, np.repeat(column, amounts), minlength=n)
+
+        return cls(raised(evidence.counts), raised(lefts), raised(rights), evidence.counts.sum(), evidence.together.sum())
+
+
+def dependent(pairs: Pairs, occurrences: Occurrences, min_count: float, alpha: float) -> np.ndarray:
     """Which pairs occur together `min_count` times or more and are not independent: bool (pairs,)."""
-    n, total = evidence.counts.size, evidence.together.sum()
-    lefts = np.bincount(evidence.left, evidence.together, minlength=n)[evidence.left]
-    rights = np.bincount(evidence.right, evidence.together, minlength=n)[evidence.right]
-    shares = evidence.counts / max(evidence.counts.sum(), 1)
-    both = evidence.together
-    statistic = chi_square(both, lefts - both, rights - both, total - lefts - rights + both, shares[evidence.left], shares[evidence.right])
+    left, right, both, _ = pairs
+    lefts, rights = occurrences.lefts[left], occurrences.rights[right]
+    shares = occurrences.counts / max(occurrences.units, 1)
+    neither = occurrences.transitions - lefts - rights + both
+    statistic = chi_square(both, lefts - both, rights - both, neither, shares[left], shares[right])
     with np.errstate(invalid="ignore"):
         return (both >= min_count) & (np.exp(-statistic / 2) < alpha)
 
@@ -137,42 +87,47 @@ def chunk_candidates(evidence: Evidence, min_count: float, alpha: float) -> tupl
     Returns:
         left and right int64 (candidates,), p and benefit float64 (candidates,); sorted by benefit, then count, then first occurrence.
     """
-    chosen = np.flatnonzero(dependent(evidence, min_count, alpha))
-    left, right = evidence.left[chosen], evidence.right[chosen]
-    units = evidence.counts.sum()
-    volume = evidence.covered.sum() / max(units, 1)
+    n = evidence.counts.size
+    chosen = dependent(evidence.pairs, Occurrences.of(evidence, np.arange(n + 1), np.arange(n)), min_count, alpha)
+    left, right, together, first = _chosen(evidence.pairs, chosen)
+    units = max(evidence.counts.sum(), 1)
     lengths = evidence.covered / np.maximum(evidence.counts, np.finfo(float).tiny)
-    p = evidence.together[chosen] / max(units, 1)
-    benefit = (lengths[left] + lengths[right]) / volume / -np.log(p)  # p cancels
-    order = np.lexsort((evidence.first[chosen], -evidence.together[chosen], -benefit))
+    p = together / units
+    benefit = (lengths[left] + lengths[right]) / (evidence.covered.sum() / units) / -np.log(p)  # p cancels
+    order = np.lexsort((first, -together, -benefit))
     return left[order], right[order], p[order], benefit[order]
 
 
 def abstraction_candidates(
-    dictionary: Dictionary, evidence: Evidence, pairs: np.ndarray, min_members: int, max_members: int, min_total: float
+    dictionary: Dictionary, evidence: Evidence, min_members: int, max_members: int, min_count: float, alpha: float | None = None
 ) -> list[tuple[int, int, tuple[int, ...]]]:
     """Sets of units that stand between the same two units.
 
     Args:
-        pairs: bool (pairs,): the transitions that count.
         min_members, max_members: least and greatest size of a set.
-        min_total: the first unit must be followed by one of the set more often than this.
+        min_count: the first unit must be followed by one of the set more often than this.
+        alpha: use only pairs that occur `min_count` times and are not independent at this level; None: all pairs. A variable is tested
+            as a whole.
 
     Returns:
         (pre, post, set) with pre and post atoms or chunks, the set ascending, of units and the variables that they are instances of;
         sorted by how often pre is followed by one of the set, then by where it first is, then by pre and post.
     """
-    left, right, together, first = (column[pairs] for column in (evidence.left, evidence.right, evidence.together, evidence.first))
     n = len(dictionary)
-    above_at, above = dictionary.abstractions()
-    followed = _summed(*_raised(left, right, together, first, above_at, above), n)
-    following = _summed(*_raised(right, left, together, first, above_at, above), n)[1::-1]
-    following_order = np.lexsort((following[1], following[0]))
+    kinds_at, kinds = dictionary.abstractions()
+    left, right, together, first = evidence.pairs
+    followed = summed(*_raised(left, right, together, first, kinds_at, kinds), n)
+    post, middle, together, first = summed(*_raised(right, left, together, first, kinds_at, kinds), n)
+    following = middle, post, together, first
+    if alpha is not None:
+        occurrences = Occurrences.of(evidence, kinds_at, kinds)
+        followed = _chosen(followed, dependent(followed, occurrences, min_count, alpha))
+        following = _chosen(following, dependent(following, occurrences, min_count, alpha))
+    order = np.lexsort((following[1], following[0]))
+    after_at = np.searchsorted(following[0][order], np.arange(n + 1))
     starts = np.searchsorted(followed[0], np.arange(n + 1))
-    after_at = np.searchsorted(following[0][following_order], np.arange(n + 1))
-    after = following[1][following_order]
     pre, post, sums, places, sizes, members = _join(
-        starts, followed[1], followed[2], followed[3], after_at, after, min_members, max_members, min_total
+        starts, followed[1], followed[2], followed[3], after_at, following[1][order], min_members, max_members, min_count
     )
     order = np.lexsort((post, pre, places, -sums))
     ends = np.cumsum(sizes)
@@ -181,28 +136,12 @@ def abstraction_candidates(
     return [(int(pre[i]), int(post[i]), sets[i]) for i in order.tolist()]
 
 
-def _membership_keys(dictionary: Dictionary) -> np.ndarray:
-    """variable · units + member of every membership, ascending: int64 (memberships,)."""
-    n = len(dictionary)
-    return np.array([v * n + member for v in dictionary.variables for member in dictionary.members[v]], np.int64)
+def _chosen(pairs: Pairs, keep: np.ndarray) -> Pairs:
+    left, right, together, first = pairs
+    return left[keep], right[keep], together[keep], first[keep]
 
 
-def _summed(
-    left: np.ndarray, right: np.ndarray, together: np.ndarray, first: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Equal pairs as one, sorted by left and right: their counts added, the earliest of their first occurrences."""
-    keys = left * n + right
-    order = np.argsort(keys, kind="stable")
-    begins = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    if not begins.size:
-        return left[:0], right[:0], together[:0], first[:0]
-    firsts = order[begins]
-    return left[firsts], right[firsts], np.add.reduceat(together[order], begins), np.minimum.reduceat(first[order], begins)
-
-
-def _raised(
-    left: np.ndarray, right: np.ndarray, together: np.ndarray, first: np.ndarray, above_at: np.ndarray, above: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _raised(left: np.ndarray, right: np.ndarray, together: np.ndarray, first: np.ndarray, above_at: np.ndarray, above: np.ndarray) -> Pairs:
     """Every pair once for all that its right unit is an instance of."""
     amounts = np.diff(above_at)[right]
     rows = np.repeat(np.arange(right.size), amounts)
@@ -220,7 +159,7 @@ def _join(
     after: np.ndarray,
     min_members: int,
     max_members: int,
-    min_total: float,
+    min_count: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Joins pre → middle with middle → post: for every (pre, post) with a set of the wanted size and total, the set.
 
@@ -261,7 +200,7 @@ def _join(
         filled = used
         for k in range(reached):
             post = touched[k]
-            if min_members <= size[post] <= max_members and total[post] > min_total:
+            if min_members <= size[post] <= max_members and total[post] > min_count:
                 pres.append(np.int64(pre))
                 posts.append(post)
                 totals.append(total[post])

@@ -16,7 +16,8 @@ import numpy as np
 
 from palimpsest.errors import InputError
 from palimpsest.models.chunk_dictionary import Dictionary
-from palimpsest.models.chunk_learning import Evidence, abstraction_candidates, added, chunk_candidates, dependent, observe, renumbered
+from palimpsest.models.chunk_evidence import Evidence, added, observe, renumbered
+from palimpsest.models.chunk_learning import abstraction_candidates, chunk_candidates
 from palimpsest.models.chunk_parse import Parse, parse
 
 DELETION = 0.01  # a unit whose decayed count falls below it is forgotten
@@ -125,13 +126,10 @@ class Learner:
     def abstract(self) -> None:
         """The abstraction step: every set of units between the same two becomes a variable between them."""
         settings = self.settings
-        pairs = np.ones(self.evidence.left.size, np.bool_)
-        if settings.dependent_only:
-            pairs = dependent(self.evidence, settings.min_count, settings.alpha)
         before = len(self.dictionary)
-        bounds = settings.min_members, settings.max_members, settings.min_count
+        bounds = settings.min_members, settings.max_members, settings.min_count, settings.alpha if settings.dependent_only else None
         found: dict[tuple[int, ...], int | None] = {}  # the same sets come up again and again
-        for pre, post, units in abstraction_candidates(self.dictionary, self.evidence, pairs, *bounds):
+        for pre, post, units in abstraction_candidates(self.dictionary, self.evidence, *bounds):
             if units not in found:
                 members = self.dictionary.without_abstractions(units)
                 found[units] = self.dictionary.add_variable(members) if len(members) > 1 else None

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from palimpsest.models.chunk_rounds import Learner, LearningSettings
 from palimpsest.models.code_length import CodeLengths, count_table_bits, sequence_complexity, storage_cost
 from palimpsest.models.symbols import SymbolTable
 
+TEXT_LIMIT_BITS = -math.log2(0.01)  # what the paper's code joins a round on text
 SMOOTHING = 0.5  # added to every count in a probability (Krichevsky & Trofimov)
 
 
@@ -79,7 +80,7 @@ class HVM:
         max_iter: rounds, at most; learning ends before when a round changes nothing.
         ratio: pairs of a lower benefit are not joined.
         limit_bits: how much may be joined in a round, as Σ −log2 p; the pair that exceeds it is the last.
-        dependent_only: abstract only from pairs that are not independent, the stricter variant of the paper's experiments on text.
+        dependent_only: abstract only from pairs that are not independent, the stricter variant of the paper's code for text.
         min_members, max_members: sizes of a set that becomes a variable; None: 4 to 49, and 2 to 4 with `dependent_only`.
         forgetting: weight that counts keep from one parse to the next (the paper's θ is 0.75); 0 counts every parse afresh.
 
@@ -131,7 +132,7 @@ class HVM:
         )
         self.fit(())
 
-    def fit(self, sequence: Iterable[Hashable]) -> HVM:
+    def fit(self, sequence: Iterable[Hashable]) -> Self:
         """Learns chunks and variables from one sequence; what was learnt before is gone.
 
         Args:
