@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
+    "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
     "lab": ("palimpsest.cli.lab", "app", "Train the planted twin models: the laboratory."),
     "systems": ("palimpsest.cli.systems", "systems", "The catalogue of 119 published systems and how far each is."),
