@@ -6,6 +6,9 @@ The command line prints the message without a traceback and exits with code 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class PalimpsestError(Exception):
     """Base of all errors that the library raises on purpose.
@@ -27,6 +30,19 @@ class InputError(PalimpsestError, ValueError):
 
 class SymbolTypeError(PalimpsestError, TypeError):
     """A sequence holds something that cannot be a symbol."""
+
+
+class SplitImpossible(InputError):
+    """Examples cannot be split as asked for without sharing a key between parts.
+
+    Args:
+        problem, remedy: as of every error.
+        keys: the keys that join the most examples of the largest group, the most common first.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", keys: Sequence[Any] = ()) -> None:
+        self.keys = list(keys)
+        super().__init__(problem, remedy)
 
 
 class CapabilityError(PalimpsestError):

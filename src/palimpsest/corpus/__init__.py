@@ -6,6 +6,20 @@ from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
 from palimpsest.corpus.index import CorpusIndex
 from palimpsest.corpus.shard import Hit, Positions, SaRange
+from palimpsest.corpus.splits import Split, given_split, leak_free_split, leakage_report
 from palimpsest.corpus.trace import Span
 
-__all__ = ["BloomFilter", "CorpusIndex", "Document", "Hit", "Positions", "SaRange", "Span", "read_documents"]
+__all__ = [
+    "BloomFilter",
+    "CorpusIndex",
+    "Document",
+    "Hit",
+    "Positions",
+    "SaRange",
+    "Span",
+    "Split",
+    "given_split",
+    "leak_free_split",
+    "leakage_report",
+    "read_documents",
+]
