@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "audit": ("palimpsest.cli.audit", "audit", "Audit a model for what it remembers of a corpus; without arguments, the demonstration."),
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
+    "split": ("palimpsest.cli.split", "split", "Split examples so that no key stands in two parts."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
