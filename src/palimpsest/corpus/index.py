@@ -20,15 +20,18 @@ from palimpsest.corpus import manifest as layout
 from palimpsest.corpus import search
 from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs
+from palimpsest.corpus.infgram import NextTokenQueries
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
-from palimpsest.corpus.tokens import DTYPES, as_query, foreign_id, integers, require_ids, separator
+from palimpsest.corpus.tokens import DTYPES, as_query, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.errors import InputError
 from palimpsest.tokenizer import Tokenizer
 
+_ANYWHERE = -1  # no separator: a match counts wherever it stands
 
-class CorpusIndex:
+
+class CorpusIndex(NextTokenQueries):
     """A corpus that can be asked where, how often and in which company any sequence of tokens stands in it.
 
     Build it with `CorpusIndex.build`, open it with `CorpusIndex.open`. Queries are sequences of token ids (list or integer array).
@@ -157,14 +160,7 @@ class CorpusIndex:
         Raises:
             InputError: no ids, or one that no document can contain (negative, or the separator and above).
         """
-        query = as_query(ids)
-        total = 0
-        for shard in self._shards:
-            lo, hi = search.find(*shard.arrays, query, self._separator)
-            if lo < 0:
-                raise foreign_id(query[hi], self._separator)
-            total += hi - lo
-        return total
+        return sum(hi - lo for lo, hi in self._find(as_query(ids)))
 
     def count_batch(self, queries: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> np.ndarray:
         """How often each query occurs, in parallel.
@@ -198,9 +194,7 @@ class CorpusIndex:
 
     def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:
         """The occurrences of `ids` (m >= 1) as ranges of the suffix arrays, one for every shard, empty ones included."""
-        query = as_query(ids)
-        require_ids(query, self._separator)
-        return [SaRange(number, *search.find(*shard.arrays, query, self._separator)) for number, shard in enumerate(self._shards)]
+        return [SaRange(number, lo, hi) for number, (lo, hi) in enumerate(self._find(as_query(ids)))]
 
     def locate(
         self, ids_or_ranges: Sequence[int] | np.ndarray | list[SaRange], limit: int | None = None, seed: int | None = 0
@@ -240,48 +234,6 @@ class CorpusIndex:
         shard, local = self._locate_document(index)
         return shard.document(local)
 
-    def next_tokens(self, context: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens follow `context` in the corpus, and how often.
-
-        An occurrence at the end of a document is followed by none. An empty context gives the counts of all tokens.
-
-        Returns:
-            ids int64 (k,), ascending, and counts int64 (k,), all positive.
-        """
-        query = as_query(context) if len(context) else np.empty(0, np.int64)
-        require_ids(query, self._separator)
-        values, counts = [], []
-        for shard in self._shards:
-            tokens, sa, firsts, starts = shard.arrays
-            if query.size:
-                lo, hi = search.find(*shard.arrays, query, self._separator)
-                ids, borders = search.branches(tokens, sa, lo, hi, query.size)
-            else:
-                ids, borders = firsts, starts
-            inside = ids.size - 1 if ids.size and ids[-1] == self._separator else ids.size
-            values.append(ids[:inside])
-            counts.append(np.diff(borders)[:inside])
-        merged, place = np.unique(np.concatenate(values), return_inverse=True)
-        return merged, np.bincount(place, np.concatenate(counts), merged.size).astype(np.int64)
-
-    def next_tokens_batch(self, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens follow each of many contexts in the corpus.
-
-        Args:
-            contexts: int (rows, m). A row with an id that no document can contain (padding such as −1, or ids beyond the
-                vocabulary that a model's output layer may have) occurs nowhere and is followed by nothing.
-
-        Returns:
-            offsets int64 (rows + 1,) and ids int64: ids[offsets[i]:offsets[i + 1]] follow contexts[i], ascending.
-        """
-        contexts = np.ascontiguousarray(integers(np.asarray(contexts)), np.int64)
-        if contexts.ndim != 2:
-            raise InputError(f"The contexts have shape {contexts.shape}.", "Give an array (rows, m).")
-        offsets, ids = search.next_tokens_batch(*self._shards[0].arrays, contexts, self._separator)
-        for shard in self._shards[1:]:
-            offsets, ids = search.merge_rows(offsets, ids, *search.next_tokens_batch(*shard.arrays, contexts, self._separator))
-        return offsets, ids
-
     def longest_match(self, ids: Sequence[int] | np.ndarray, start: int = 0) -> tuple[int, list[SaRange]]:
         """The longest passage of the corpus that `ids` has from `start` on.
 
@@ -292,7 +244,7 @@ class CorpusIndex:
         if not 0 <= start < query.size:
             raise InputError(f"The start {start} lies outside {query.size} ids.", "Give a position within them.")
         require_ids(query, self._separator)
-        length = max(search.longest_match(*shard.arrays, query, start) for shard in self._shards)
+        length = max(search.longest_match(*shard.arrays, query, _ANYWHERE, start) for shard in self._shards)
         empty = [SaRange(number, 0, 0) for number in range(len(self._shards))]
         return length, self.find(query[start : start + length]) if length else empty
 
@@ -306,7 +258,7 @@ class CorpusIndex:
         require_ids(query, self._separator)
         out = np.zeros(query.size, np.int32)
         for shard in self._shards:
-            search.in_threads(search.match_rows, (*shard.arrays, query, out), query.size)
+            search.in_threads(search.match_rows, (*shard.arrays, query, _ANYWHERE, out), query.size)
         return out
 
     def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:
@@ -324,11 +276,6 @@ class CorpusIndex:
     def longest_document(self) -> int:
         """Tokens of the longest document."""
         return max(int(np.diff(shard.docs).max()) - 1 for shard in self._shards)  # a separator stands between two starts
-
-    @cached_property
-    def unigrams(self) -> tuple[np.ndarray, np.ndarray]:
-        """All tokens of the corpus int64 (k,), ascending, and their counts int64 (k,)."""
-        return self.next_tokens([])
 
     def _locate_document(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < self.n_documents:

@@ -77,7 +77,7 @@ def _lower_bound(
 
 
 @njit(cache=True)
-def _range(
+def interval(
     tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, begin: int, end: int
 ) -> tuple[int, int]:
     """The suffixes that start with query[begin:end], as a half-open range of `sa`; (0, 0) when there are none."""
@@ -112,7 +112,7 @@ def find(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndar
     for i in range(query.size):
         if query[i] < 0 or query[i] >= separator:
             return -1, i
-    return _range(tokens, sa, firsts, starts, query, 0, query.size)
+    return interval(tokens, sa, firsts, starts, query, 0, query.size)
 
 
 @njit(cache=True, nogil=True)
@@ -131,17 +131,31 @@ def count_rows(
     """Adds to out[i] the number of occurrences of flat[offsets[i] : offsets[i + 1]], for all i in order[first:last]."""
     for j in range(first, last):
         i = order[j]
-        lo, hi = _range(tokens, sa, firsts, starts, flat, offsets[i], offsets[i + 1])
+        lo, hi = interval(tokens, sa, firsts, starts, flat, offsets[i], offsets[i + 1])
         out[i] += hi - lo
 
 
 @njit(cache=True)
-def longest_match(tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, begin: int) -> int:
-    """Length of the longest prefix of query[begin:] that occurs."""
+def goes_on(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int, separator: int) -> bool:
+    """Whether one of the suffixes sa[lo:hi], which share their first `depth` tokens, has another token of its document after them."""
+    if lo < hi and np.int64(sa[lo]) + depth == tokens.size:
+        lo += 1  # the end of the last document, less than everything that goes on
+    return lo < hi and tokens[np.int64(sa[lo]) + depth] != separator  # the separator is the greatest: it comes first only alone
+
+
+@njit(cache=True)
+def longest_match(
+    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, separator: int, begin: int
+) -> int:
+    """Length of the longest prefix of query[begin:] that occurs, with any token of its document after it when `separator` >= 0."""
     bucket = _bucket(firsts, query[begin])
     if bucket < 0:
         return 0
     _, longest, _, _ = _lower_bound(tokens, sa, starts[bucket], starts[bucket + 1], query, begin, query.size)
+    if separator >= 0:
+        lo, hi = interval(tokens, sa, firsts, starts, query, begin, begin + longest)
+        if not goes_on(tokens, sa, lo, hi, longest, separator):
+            return longest - 1  # its last token follows the rest
     return longest
 
 
@@ -152,18 +166,19 @@ def match_rows(
     firsts: np.ndarray,
     starts: np.ndarray,
     query: np.ndarray,
+    separator: int,
     out: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Raises out[i] to the length of the longest prefix of query[i:] that occurs, for first <= i < last: the matching statistics.
+    """Raises out[i] to `longest_match` at i, for first <= i < last: the matching statistics of `query`.
 
     The ends i + ms[i] never decrease. So where two starts have the same end, all starts between them have it too, and a passage of
     any length costs a handful of searches; halving the stretches in between, no start is ever searched twice.
     """
     ends = np.empty(last - first, np.int64)
     for i in (first, last - 1):
-        ends[i - first] = i + longest_match(tokens, sa, firsts, starts, query, i)
+        ends[i - first] = i + longest_match(tokens, sa, firsts, starts, query, separator, i)
     lefts = np.empty(64, np.int64)  # of the stretches still to be halved, at most one for every halving
     rights = np.empty(64, np.int64)
     lefts[0], rights[0] = first, last - 1
@@ -175,7 +190,7 @@ def match_rows(
             ends[left - first : right - first] = ends[left - first]
         elif right - left > 1:
             middle = (left + right) >> 1
-            ends[middle - first] = middle + longest_match(tokens, sa, firsts, starts, query, middle)
+            ends[middle - first] = middle + longest_match(tokens, sa, firsts, starts, query, separator, middle)
             lefts[waiting], rights[waiting] = left, middle
             lefts[waiting + 1], rights[waiting + 1] = middle, right
             waiting += 2
@@ -183,7 +198,7 @@ def match_rows(
         out[i] = max(out[i], ends[i - first] - i)
 
 
-def in_threads(rows: Callable[..., None], arguments: tuple[np.ndarray, ...], count: int) -> None:
+def in_threads(rows: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
     """Calls `rows(*arguments, first, last)` over 0 … count, on all cores when there is enough to do.
 
     Plain threads around loops that release the interpreter, rather than numba's own pool: they may be started from any thread and
@@ -240,66 +255,3 @@ def branches(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int) -
         borders[k] = left
         lo = left
     return values[:k], borders[: k + 1]
-
-
-@njit(cache=True)
-def next_tokens_batch(
-    tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, contexts: np.ndarray, separator: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct tokens that follow each row of contexts (rows, m); a row with an id outside [0, separator) occurs nowhere.
-
-    Returns:
-        offsets int64 (rows + 1,) and ids int64: ids[offsets[i] : offsets[i + 1]] follow contexts[i], ascending.
-    """
-    rows, m = contexts.shape
-    offsets = np.zeros(rows + 1, np.int64)
-    ids = np.empty(16, np.int64)
-    used = 0
-    for i in range(rows):
-        known = True
-        for j in range(m):
-            if contexts[i, j] < 0 or contexts[i, j] >= separator:
-                known = False
-                break
-        if known:
-            lo, hi = 0, sa.size
-            if m > 0:
-                lo, hi = _range(tokens, sa, firsts, starts, contexts[i], 0, m)
-            if lo < hi:
-                values, _ = branches(tokens, sa, lo, hi, m)
-                k = values.size
-                if k > 0 and values[k - 1] == separator:
-                    k -= 1
-                if used + k > ids.size:
-                    more = np.empty(max(2 * ids.size, used + k), np.int64)
-                    more[:used] = ids[:used]
-                    ids = more
-                ids[used : used + k] = values[:k]
-                used += k
-        offsets[i + 1] = used
-    return offsets, ids[:used]
-
-
-@njit(cache=True)
-def merge_rows(offsets_a: np.ndarray, ids_a: np.ndarray, offsets_b: np.ndarray, ids_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The union, row by row, of two ragged tables of ascending ids (what two shards answered)."""
-    rows = offsets_a.size - 1
-    offsets = np.zeros(rows + 1, np.int64)
-    ids = np.empty(ids_a.size + ids_b.size, np.int64)
-    used = 0
-    for i in range(rows):
-        a, a_end = offsets_a[i], offsets_a[i + 1]
-        b, b_end = offsets_b[i], offsets_b[i + 1]
-        while a < a_end or b < b_end:
-            if b == b_end or (a < a_end and ids_a[a] <= ids_b[b]):
-                token = ids_a[a]
-            else:
-                token = ids_b[b]
-            if a < a_end and ids_a[a] == token:
-                a += 1
-            if b < b_end and ids_b[b] == token:
-                b += 1
-            ids[used] = token
-            used += 1
-        offsets[i + 1] = used
-    return offsets, ids[:used]
