@@ -93,6 +93,49 @@ def test_trace_reads_the_standard_input(index: Path):
     assert [span["text"] for span in json.loads(answer.stdout)["spans"]] == [TEXTS["b.txt"]]
 
 
+def test_next_is_what_the_library_says_in_order_of_frequency(index: Path, tiny_tokenizer):
+    opened = CorpusIndex.open(index)
+    part, spaced = json.loads(run("next", index, "the", "--json").stdout)["parts"]
+    assert (part["as"], spaced["as"]) == ("as given", "after a space")
+    for answer, text in ((part, "the"), (spaced, " the")):
+        dist = opened.ntd(tiny_tokenizer.encode(text))
+        assert (answer["total"], answer["eod_count"], answer["suffix_len"]) == (dist.total, dist.eod_count, len(answer["ids"]))
+        assert {row["id"]: row["count"] for row in answer["next"]} == dict(zip(dist.ids.tolist(), dist.counts.tolist(), strict=True))
+        counts = [row["count"] for row in answer["next"]]
+        assert counts == sorted(counts, reverse=True)
+        assert sum(row["prob"] for row in answer["next"]) == pytest.approx(1)
+        assert all(row["text"] == tiny_tokenizer.decode([row["id"]]) for row in answer["next"])
+    assert part["total"] + spaced["total"] >= 4
+    top = json.loads(run("next", index, "the", "--limit", 1, "--json").stdout)["parts"][1]
+    assert (top["next"], top["distinct"]) == (spaced["next"][:1], len(spaced["next"]))
+    shown = run("next", index, "the").stdout
+    assert repr(spaced["next"][0]["text"]) in shown
+    assert f"followed {spaced['total']} times" in shown
+
+
+def test_next_with_infgram_backs_off_to_what_the_corpus_continues(index: Path, tiny_tokenizer):
+    ids = tiny_tokenizer.encode("zebra the fox")
+    exact = json.loads(run("next", index, "zebra the fox", "--json").stdout)["parts"]
+    assert all(part["total"] == 0 and part["next"] == [] for part in exact)
+    assert "followed 0 times" in run("next", index, "zebra the fox").stdout
+    (part,) = json.loads(run("next", index, "zebra the fox", "--infgram", "--json").stdout)["parts"]  # both readings end alike
+    dist = CorpusIndex.open(index).infgram_ntd(ids)
+    assert 0 < part["suffix_len"] == dist.suffix_len < len(ids)
+    assert [row["id"] for row in part["next"]] == [int(i) for i in dist.ids[(-dist.counts).argsort(kind="stable")]][:10]
+    often = json.loads(run("next", index, "zebra the fox", "--infgram", "--min-count", 1000, "--json").stdout)["parts"]
+    assert [part["suffix_len"] for part in often] == [0]
+    assert "--infgram" in run("next", index, "the", "--min-count", 2, code=2).stderr
+
+
+def test_next_by_ids_and_from_a_sample(tmp_path: Path):
+    CorpusIndex.build([[1, 2] * 50, [1, 3] * 50], None, tmp_path / "index")
+    assert "50" in run("next", tmp_path / "index", "--ids", "1").stdout
+    (part,) = json.loads(run("next", tmp_path / "index", "--ids", "1", "--max-support", 9, "--json").stdout)["parts"]
+    assert (part["as"], part["approx"], part["total"], part["next"][0]["text"]) == ("ids", True, 100, None)
+    assert sum(row["count"] for row in part["next"]) == 100
+    assert "≈" in run("next", tmp_path / "index", "--ids", "1", "--max-support", 9).stdout
+
+
 def test_verify_finds_a_flipped_byte(corpus: Path, tmp_path: Path):
     out = tmp_path / "index"
     run("build", corpus / "texts", "--tokenizer", corpus / "tokenizer.json", "--out", out)
@@ -121,7 +164,7 @@ def test_build_needs_exactly_one_tokenizer_that_exists(corpus: Path, tmp_path: P
     [[], ["fox", "--ids", "1"], ["--ids", "1,x"], ["--ids", ""], ["--ids", "-1"], [""], ["  "], ["--ids", "99999999"]],
 )
 def test_a_passage_that_is_none_is_refused(index: Path, arguments):
-    for command in ("count", "find"):
+    for command in ("count", "find", "next"):
         assert "error: " in run(command, index, *arguments, code=2).stderr
 
 
@@ -133,7 +176,7 @@ def test_an_index_of_ids_says_that_it_has_no_tokenizer(tmp_path: Path):
     assert run("trace", tmp_path / "index", "fox", code=2).stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "trace"])
+@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "next", "trace"])
 def test_a_folder_that_is_no_index_is_an_error_with_a_remedy(tmp_path: Path, command):
     arguments = [] if command in ("info", "verify") else ["text"]
     answer = run(command, tmp_path, *arguments, code=2)

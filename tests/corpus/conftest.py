@@ -1,10 +1,14 @@
-"""A cache folder of its own for every test, and a naive corpus that answers by looking at everything."""
+"""A cache folder of its own for every test, a naive corpus that answers by looking at everything, and infini-gram on the same corpus."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pydivsufsort
 import pytest
 
 
@@ -30,6 +34,14 @@ class NaiveCorpus:
         ends = ((d, i + len(query)) for d, i in self.occurrences(query))
         return dict(Counter(self.documents[d][end] for d, end in ends if end < len(self.documents[d])))
 
+    def infgram(self, prompt: list[int], min_count: int) -> tuple[dict[int, int], int]:
+        """What follows the longest suffix of the prompt that occurs `min_count` times and goes on at least once, and its length."""
+        for start in range(len(prompt)):
+            after = self.next_tokens(prompt[start:])
+            if after and self.count(prompt[start:]) >= min_count:
+                return after, len(prompt) - start
+        return self.next_tokens([]), 0
+
     def longest(self, text: list[int], start: int) -> int:
         length = 0
         while start + length < len(text) and self.count(text[start : start + length + 1]):
@@ -44,3 +56,24 @@ class NaiveCorpus:
 @pytest.fixture
 def naive() -> type[NaiveCorpus]:
     return NaiveCorpus
+
+
+@pytest.fixture
+def infini_gram(tmp_path: Path) -> Callable[..., Any]:
+    """Documents of u16 ids as an index of infini-gram; `end` is what it calls the end of a document, an id that stands in none."""
+    engine = pytest.importorskip("infini_gram.engine")
+
+    def build(docs: list[list[int]], end: int) -> Any:
+        raw = np.concatenate([np.array([65535, *doc], np.uint16) for doc in docs]).tobytes()
+        (tmp_path / "tokenized.0").write_bytes(raw)
+        starts = np.cumsum([0] + [2 * (len(doc) + 1) for doc in docs[:-1]]).astype(np.uint64)
+        (tmp_path / "offset.0").write_bytes(starts.tobytes())
+        suffixes = pydivsufsort.divsufsort(np.frombuffer(raw, np.uint8).copy())
+        order = suffixes[suffixes % 2 == 0].astype(np.uint64)  # its table is in the order of the little-endian bytes
+        width = int(np.ceil(np.log2(len(raw)) / 8))
+        (tmp_path / "table.0").write_bytes(order.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
+        # Its prefetching reads before the table, and may crash there, for a context that comes first in the order of the suffixes.
+        quiet = {"ds_prefetch_depth": 0, "sa_prefetch_depth": 0, "od_prefetch_depth": 0}
+        return engine.InfiniGramEngine(str(tmp_path), eos_token_id=end, vocab_size=65535, token_dtype="u16", **quiet)
+
+    return build

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pydivsufsort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -254,21 +253,9 @@ def test_ram_and_mapped_answers_are_the_same(shared) -> None:
         CorpusIndex.open(index.path, mode="disk")  # type: ignore[arg-type]
 
 
-def test_counts_are_infini_grams(shared, tmp_path: Path) -> None:
-    engine = pytest.importorskip("infini_gram.engine")
+def test_counts_are_infini_grams(shared, infini_gram) -> None:
     _, docs = shared
-    sequence = np.concatenate([np.array([65535, *doc], np.uint16) for doc in docs])
-    raw = sequence.tobytes()
-    folder = tmp_path / "infini"
-    folder.mkdir()
-    (folder / "tokenized.0").write_bytes(raw)
-    starts = np.cumsum([0] + [2 * (len(doc) + 1) for doc in docs[:-1]]).astype(np.uint64)
-    (folder / "offset.0").write_bytes(starts.tobytes())
-    suffixes = pydivsufsort.divsufsort(np.frombuffer(raw, np.uint8).copy())
-    order = suffixes[suffixes % 2 == 0].astype(np.uint64)  # its table is in the order of the little-endian bytes
-    width = int(np.ceil(np.log2(len(raw)) / 8))
-    (folder / "table.0").write_bytes(order.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
-    peer = engine.InfiniGramEngine(str(folder), eos_token_id=60_000, vocab_size=65535, token_dtype="u16")
+    peer = infini_gram(docs, end=60_000)
     index = build(docs, token_dtype="u16", shards=3)
     rng = np.random.default_rng(5)
     found = 0

@@ -1,8 +1,4 @@
-"""`palimpsest index`: build, check and query the index of a corpus.
-
-A passage given as text is looked for twice where that makes a difference: as it begins a line and as it follows a space, for most
-tokenizers give the first word another id after a space.
-"""
+"""`palimpsest index`: build, check and query the index of a corpus."""
 
 from __future__ import annotations
 
@@ -16,20 +12,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from palimpsest.cli.index_next import next_tokens
+from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from palimpsest.corpus import CorpusIndex, Hit
     from palimpsest.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
-
-Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index folder.")]
-Passage = Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The passage.")]
-Ids = Annotated[str | None, typer.Option("--ids", help="The passage as token ids, separated by commas, instead of text.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -158,6 +149,9 @@ def trace(
     Console().print(table if rows else f"No passage of {min_len} tokens or more stands in the corpus.")
 
 
+app.command("next")(next_tokens)
+
+
 def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:
     """The tokenizer that the options name.
 
@@ -173,47 +167,6 @@ def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:
     from palimpsest.models.load import load_model, read_tokenizer  # imports torch: not needed for a file
 
     return read_tokenizer(tokenizer) if tokenizer is not None else load_model(str(model)).tokenizer
-
-
-def open_index(path: Path) -> CorpusIndex:
-    """Opens the index at `path`."""
-    from palimpsest.corpus import CorpusIndex
-
-    return CorpusIndex.open(path)
-
-
-def require_tokenizer(index: CorpusIndex) -> Tokenizer:
-    """The tokenizer of the index, or an `InputError` when it was built from ids."""
-    if index.tokenizer is None:
-        raise InputError(f"The index {index.path} was built from token ids: it has no tokenizer for text.", "Give --ids.")
-    return index.tokenizer
-
-
-def read_queries(index: CorpusIndex, text: str | None, ids: str | None) -> dict[str, list[int]]:
-    """The rows of ids to look for, by what they stand for.
-
-    Raises:
-        InputError: not exactly one of the two is given, or it is empty or malformed.
-    """
-    if (text is None) == (ids is None):
-        raise InputError("A passage is needed.", 'Give it as text, "in the beginning", or as --ids 12,7,99.')
-    if ids is not None:
-        parts = [part.strip() for part in ids.split(",")]
-        if not all(part.isdecimal() for part in parts):
-            raise InputError(f"--ids is {ids!r}.", "Give whole numbers >= 0 separated by commas.")
-        return {"ids": [int(part) for part in parts]}
-    tokenizer = require_tokenizer(index)
-    queries = {"as given": tokenizer.encode(text or ""), "after a space": tokenizer.encode(f" {text}")}
-    if not (text or "").strip() or not queries["as given"]:
-        raise InputError("The passage is empty.", "Give some words.")
-    if queries["after a space"] == queries["as given"]:
-        del queries["after a space"]
-    return queries
-
-
-def as_text(index: CorpusIndex, ids: np.ndarray) -> str:
-    """Ids as text, or as numbers when the index has no tokenizer."""
-    return index.tokenizer.decode(ids.tolist()) if index.tokenizer else f" {' '.join(map(str, ids.tolist()))} "
 
 
 def describe_hit(index: CorpusIndex, hit: Hit) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
 from palimpsest.corpus.index import CorpusIndex
+from palimpsest.corpus.infgram import NextTokenDist
 from palimpsest.corpus.shard import Hit, Positions, SaRange
 from palimpsest.corpus.splits import Split, given_split, leak_free_split, leakage_report
 from palimpsest.corpus.trace import Span
@@ -14,6 +15,7 @@ __all__ = [
     "CorpusIndex",
     "Document",
     "Hit",
+    "NextTokenDist",
     "Positions",
     "SaRange",
     "Span",
