@@ -174,7 +174,7 @@ class NextTokenQueries:
         suffix_len, stretches = self._longest_suffix(_as_prompt(prompt), min_count)
         count = total = 0
         for shard, (lo, hi) in zip(self._shards, stretches, strict=True):
-            first, last, followed = continuations.narrow(*shard.arrays[:2], lo, hi, suffix_len, token, self._separator)
+            first, last, followed = continuations.narrow(*shard.arrays[:2], lo, hi, suffix_len, int(token), self._separator)
             count += last - first
             total += followed
         return count, total, suffix_len
