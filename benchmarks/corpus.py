@@ -183,6 +183,12 @@ def spread(name: str, seconds: np.ndarray) -> dict[str, float]:
     return {f"{name}, median": float(np.median(seconds)), f"{name}, p99": float(np.quantile(seconds, 0.99))}
 
 
+def times_better(figure: str, value: float, peer: float | None) -> float | None:
+    if peer is None or "resident" in figure:  # some pages, or none
+        return None
+    return value / peer if "per second" in figure else peer / value
+
+
 def readable(name: str, value: float | None) -> str:
     if value is None:
         return "–"
@@ -223,7 +229,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for figure, value in ours.items():
         peers = {"infini-gram": theirs.get(figure), "its prefetching off": times["prefetching off"].get(figure)}
-        ratios = [peer and (value / peer if "per second" in figure else peer / value) for peer in peers.values()]
+        ratios = [times_better(figure, value, peer) for peer in peers.values()]
         row = {"what": figure, "palimpsest": value, **peers, "times better": ratios[0], "than that": ratios[1]}
         if figure in TARGETS:
             limit, ratio = TARGETS[figure]

@@ -187,7 +187,7 @@ class CorpusIndex(NextTokenQueries):
         require_ids(flat, self._separator)
         # Queries that begin alike search the same stretch of the suffix array: one after the other, they find it in the cache.
         second = np.minimum(offsets[:-1] + 1, flat.size - 1)
-        order = np.argsort(flat[offsets[:-1]] << 32 | flat[second], kind="stable")
+        order = np.argsort(flat[offsets[:-1]] << 32 | flat[second])
         for shard in self._shards:
             search.in_threads(search.count_rows, (*shard.arrays, flat, offsets, order, out), out.size)
         return out
