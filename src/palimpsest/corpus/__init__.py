@@ -6,6 +6,7 @@ from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
 from palimpsest.corpus.index import CorpusIndex
 from palimpsest.corpus.infgram import NextTokenDist
+from palimpsest.corpus.near import NearMatch, NearMatches
 from palimpsest.corpus.shard import Hit, Positions, SaRange
 from palimpsest.corpus.splits import Split, given_split, leak_free_split, leakage_report
 from palimpsest.corpus.trace import Span
@@ -15,6 +16,8 @@ __all__ = [
     "CorpusIndex",
     "Document",
     "Hit",
+    "NearMatch",
+    "NearMatches",
     "NextTokenDist",
     "Positions",
     "SaRange",

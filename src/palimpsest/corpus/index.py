@@ -21,6 +21,7 @@ from palimpsest.corpus import search
 from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.infgram import NextTokenQueries
+from palimpsest.corpus.near import NearMatches, near_matches
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, as_query, integers, require_ids, separator
@@ -264,6 +265,19 @@ class CorpusIndex(NextTokenQueries):
     def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:
         """The passages of `ids` that stand in the corpus, and where; see `trace.trace_spans`."""
         return trace_spans(self, as_query(ids), min_len, max_docs, max_spans)
+
+    def near(
+        self, ids: Sequence[int] | np.ndarray, max_edits: int, *, limit: int = 10, context: int = 50, max_seeds: int = 1_000_000
+    ) -> NearMatches:
+        """The passages of the corpus that at most `max_edits` token edits turn into `ids`; see `near.near_matches`.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> index = CorpusIndex.build([[7, 1, 2, 3, 4, 7], [1, 2, 4]], None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> [(match.distance, match.hit.index, match.hit.match.tolist()) for match in index.near([1, 2, 3, 4], 1).matches]
+            [(0, 0, [1, 2, 3, 4]), (1, 1, [1, 2, 4])]
+        """
+        return near_matches(self, self._shards, self._separator, as_query(ids), max_edits, limit, context, max_seeds)
 
     def coverage(self, ids: Sequence[int] | np.ndarray, n: int) -> float:
         """The share of the tokens of `ids` that lie inside some n-gram of the corpus."""

@@ -101,6 +101,16 @@ class Shard:
         record = json.loads(self._meta[self._meta_starts[local] : self._meta_starts[local + 1]].tobytes())
         return record["id"], record["metadata"]
 
+    def hit(self, local: int, offset: int, length: int, context: int) -> Hit:
+        """The `length` tokens at `offset` of a document of this shard, with at most `context` tokens on either side."""
+        start, end = int(self.docs[local]), int(self.docs[local + 1]) - 1
+        at, stop = start + offset, start + offset + length
+        before, match, after = (
+            self.arrays[0][a:b].astype(np.int64) for a, b in ((max(start, at - context), at), (at, stop), (stop, min(end, stop + context)))
+        )
+        doc_id, metadata = self.document(local)
+        return Hit(doc_id, self.first_document + local, offset, metadata, before, match, after)
+
 
 def open_shards(folder: Path, cards: list[dict[str, Any]], dtype: np.dtype, mode: str) -> list[Shard]:
     """All shards of an index, in the order of the documents."""
@@ -138,10 +148,5 @@ def hits(shards: list[Shard], ranges: list[SaRange], query: np.ndarray, limit: i
         holders, firsts = np.unique(np.searchsorted(shard.docs, positions, side="right") - 1, return_index=True)
         room = max(limit - len(answer), 0)
         for local, position in zip(holders[:room].tolist(), positions[firsts[:room]].tolist(), strict=True):
-            start, end = int(shard.docs[local]), int(shard.docs[local + 1]) - 1
-            stop = position + query.size
-            doc_id, metadata = shard.document(local)
-            before = shard.arrays[0][max(start, position - context) : position].astype(np.int64)
-            after = shard.arrays[0][stop : min(end, stop + context)].astype(np.int64)
-            answer.append(Hit(doc_id, shard.first_document + local, position - start, metadata, before, query.copy(), after))
+            answer.append(shard.hit(local, position - int(shard.docs[local]), query.size, context))
     return answer
