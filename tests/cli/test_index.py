@@ -164,7 +164,7 @@ def test_build_needs_exactly_one_tokenizer_that_exists(corpus: Path, tmp_path: P
     [[], ["fox", "--ids", "1"], ["--ids", "1,x"], ["--ids", ""], ["--ids", "-1"], [""], ["  "], ["--ids", "99999999"]],
 )
 def test_a_passage_that_is_none_is_refused(index: Path, arguments):
-    for command in ("count", "find", "next"):
+    for command in ("count", "find", "next", "near"):
         assert "error: " in run(command, index, *arguments, code=2).stderr
 
 
@@ -176,7 +176,7 @@ def test_an_index_of_ids_says_that_it_has_no_tokenizer(tmp_path: Path):
     assert run("trace", tmp_path / "index", "fox", code=2).stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "next", "trace"])
+@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "next", "near", "trace"])
 def test_a_folder_that_is_no_index_is_an_error_with_a_remedy(tmp_path: Path, command):
     arguments = [] if command in ("info", "verify") else ["text"]
     answer = run(command, tmp_path, *arguments, code=2)
@@ -189,3 +189,16 @@ def test_an_empty_corpus_leaves_nothing(corpus: Path, tmp_path: Path):
     answer = run("build", tmp_path / "empty.txt", "--tokenizer", corpus / "tokenizer.json", "--out", tmp_path / "index", code=2)
     assert "error: " in answer.stderr
     assert not (tmp_path / "index").exists()
+
+
+def test_near_finds_what_was_changed_and_counts_the_changes(index: Path):
+    answer = json.loads(run("near", index, "the fox and a hound met", "--edits", 2, "--json").stdout)
+    best = answer["passages"][0]
+    assert (best["document"], best["distance"], answer["complete"]) == ("a.txt", 1, True)
+    assert "the hound met" in best["match"]
+    assert "1 edits: a.txt" in run("near", index, "the fox and a hound met", "--edits", 2).stdout
+    assert "No passage" in run("near", index, "something else altogether, entirely", "--edits", 1).stdout
+
+
+def test_near_refuses_a_passage_that_anything_would_match(index: Path):
+    assert "40 may differ" in run("near", index, "fox", "--edits", 40, code=2).stderr

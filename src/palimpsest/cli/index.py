@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
 from palimpsest.errors import InputError, StorageError
@@ -150,6 +151,7 @@ def trace(
 
 
 app.command("next")(next_tokens)
+app.command("near")(near)
 
 
 def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:
