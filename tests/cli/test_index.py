@@ -202,3 +202,12 @@ def test_near_finds_what_was_changed_and_counts_the_changes(index: Path):
 
 def test_near_refuses_a_passage_that_anything_would_match(index: Path):
     assert "40 may differ" in run("near", index, "fox", "--edits", 40, code=2).stderr
+
+
+def test_export_and_build_from_infini_gram(index: Path, tmp_path: Path):
+    answer = json.loads(run("export", index, "--out", tmp_path / "theirs", "--json").stdout)
+    assert answer["shards"] == 1
+    run("build", tmp_path / "theirs", "--out", tmp_path / "back")
+    back, first = CorpusIndex.open(tmp_path / "back"), CorpusIndex.open(index)
+    assert (back.n_tokens, back.document(1)) == (first.n_tokens, first.document(1))
+    assert "there already" in run("export", index, "--out", tmp_path / "theirs", code=2).stderr

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
@@ -26,7 +27,10 @@ app = typer.Typer(no_args_is_help=True, help="Build, check and query the index o
 
 @app.command()
 def build(
-    corpus: Annotated[Path, typer.Argument(help="A text file, a folder, or .jsonl[.gz|.zst] or .parquet with a column `text`.")],
+    corpus: Annotated[
+        Path,
+        typer.Argument(help="A text file, a folder, .jsonl[.gz|.zst] or .parquet with a column `text`, or an index folder of infini-gram."),
+    ],
     out: Annotated[Path, typer.Option(help="The index folder to write.")],
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, or a folder or hub id that holds one.")] = None,
     model: Annotated[str | None, typer.Option(help="The model whose tokenizer is to be used, as for `palimpsest audit`.")] = None,
@@ -34,9 +38,11 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Index CORPUS; an interrupted build continues when the same command is run again."""
-    from palimpsest.corpus import CorpusIndex
+    from palimpsest.corpus import CorpusIndex, InfiniGramFolder
 
-    chosen = choose_tokenizer(tokenizer, model)
+    tokenized = (corpus / "tokenized.0").is_file()
+    documents = InfiniGramFolder(corpus) if tokenized else corpus
+    chosen = None if tokenized and tokenizer is None and model is None else choose_tokenizer(tokenizer, model)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,7 +57,7 @@ def build(
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
 
-        index = CorpusIndex.build(corpus, chosen, out, shards=shards, progress=progress)
+        index = CorpusIndex.build(documents, chosen, out, shards=shards, progress=progress)
     show_info(index, as_json=as_json)
 
 
@@ -152,6 +158,7 @@ def trace(
 
 app.command("next")(next_tokens)
 app.command("near")(near)
+app.command("export")(export)
 
 
 def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:

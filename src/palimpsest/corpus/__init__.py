@@ -6,6 +6,7 @@ from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
 from palimpsest.corpus.index import CorpusIndex
 from palimpsest.corpus.infgram import NextTokenDist
+from palimpsest.corpus.infini_layout import InfiniGramFolder
 from palimpsest.corpus.near import NearMatch, NearMatches
 from palimpsest.corpus.shard import Hit, Positions, SaRange
 from palimpsest.corpus.splits import Split, given_split, leak_free_split, leakage_report
@@ -16,6 +17,7 @@ __all__ = [
     "CorpusIndex",
     "Document",
     "Hit",
+    "InfiniGramFolder",
     "NearMatch",
     "NearMatches",
     "NextTokenDist",

@@ -21,6 +21,7 @@ from palimpsest.corpus import search
 from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.infgram import NextTokenQueries
+from palimpsest.corpus.infini_layout import export_folder
 from palimpsest.corpus.near import NearMatches, near_matches
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
@@ -135,6 +136,14 @@ class CorpusIndex(NextTokenQueries):
         elif verify == "auto":
             layout.verify_if_changed(path, manifest)
         return cls(path, manifest, mode)
+
+    def export_infini_gram(self, out: str | os.PathLike[str]) -> None:
+        """Writes the corpus as a folder that the package infini-gram opens; `InfiniGramFolder` reads such folders.
+
+        Raises:
+            StorageError: `out` is there already, or cannot be written.
+        """
+        export_folder(self._shards, DTYPES[self.manifest["token_dtype"]], Path(out))
 
     def verify(self) -> None:
         """Hashes all files again; raises `IndexCorruptError` naming the one that is damaged."""
