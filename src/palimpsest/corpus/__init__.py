@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
+from palimpsest.corpus.duplicates import Duplicates
 from palimpsest.corpus.index import CorpusIndex
 from palimpsest.corpus.infgram import NextTokenDist
 from palimpsest.corpus.infini_layout import InfiniGramFolder
@@ -16,6 +17,7 @@ __all__ = [
     "BloomFilter",
     "CorpusIndex",
     "Document",
+    "Duplicates",
     "Hit",
     "InfiniGramFolder",
     "NearMatch",

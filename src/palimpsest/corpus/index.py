@@ -20,6 +20,7 @@ from palimpsest.corpus import manifest as layout
 from palimpsest.corpus import search
 from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs
+from palimpsest.corpus.duplicates import Duplicates, repeated_passages
 from palimpsest.corpus.infgram import NextTokenQueries
 from palimpsest.corpus.infini_layout import export_folder
 from palimpsest.corpus.near import NearMatches, near_matches
@@ -294,6 +295,19 @@ class CorpusIndex(NextTokenQueries):
         if n < 1:
             raise InputError(f"There are no {n}-grams.", "Give n of at least 1.")
         return float(covered(self.matching_statistics(query), n).mean())
+
+    def duplicates(self, min_len: int = 50) -> Duplicates:
+        """The passages of at least `min_len` tokens that repeat an earlier one, as token ranges to drop; see `duplicates`.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> docs = [[1, 2, 3, 4, 9], [7, 1, 2, 3, 4], [2, 3]]
+            >>> index = CorpusIndex.build(docs, None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> found = index.duplicates(min_len=3)
+            >>> found.ranges.tolist(), found.dropped
+            ([[1, 1, 5]], 4)
+        """
+        return repeated_passages(self._shards, self._separator, min_len, self.n_tokens)
 
     @cached_property
     def longest_document(self) -> int:
