@@ -24,6 +24,7 @@ from palimpsest.corpus.duplicates import Duplicates, repeated_passages
 from palimpsest.corpus.infgram import NextTokenQueries
 from palimpsest.corpus.infini_layout import export_folder
 from palimpsest.corpus.near import NearMatches, near_matches
+from palimpsest.corpus.near_duplicates import NearDuplicates, near_duplicate_documents
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, as_query, integers, require_ids, separator
@@ -308,6 +309,20 @@ class CorpusIndex(NextTokenQueries):
             ([[1, 1, 5]], 4)
         """
         return repeated_passages(self._shards, self._separator, min_len, self.n_tokens)
+
+    def near_duplicates(self, threshold: float = 0.8, *, shingle: int = 5, permutations: int = 128, seed: int = 0) -> NearDuplicates:
+        """The documents whose sets of 5-grams have at least this Jaccard similarity, in clusters; see `near_duplicates`.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> text = list(range(40))
+            >>> docs = [text, [7, 7, 7, 7, 7, 7], [*text, 99]]
+            >>> index = CorpusIndex.build(docs, None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> found = index.near_duplicates()
+            >>> found.clusters, found.similarity.round(3).tolist()
+            ([array([0, 2])], [0.973])
+        """
+        return near_duplicate_documents(self._shards, threshold, shingle, permutations, seed)
 
     @cached_property
     def longest_document(self) -> int:
