@@ -16,6 +16,7 @@ from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
+from palimpsest.cli.duplicates import duplicates
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from palimpsest.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
+app.command()(duplicates)
 
 
 @app.command()

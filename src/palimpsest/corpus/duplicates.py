@@ -16,7 +16,7 @@ copy, the first included; we depart from it here, as its users ask (issue 32 the
 Suffixes that share L tokens are neighbours: a maximal run of the suffix array with common prefixes of L and more holds all
 occurrences of one window, and the least position in it is the first. The runs of two shards, both sorted, are brought together as
 two lists are merged, comparing from the common prefix on; so a passage that stands in an earlier shard is a repeat too. Time is linear
-in the tokens for every pair of shards, whatever L is; memory is 9 bytes a token of the corpus, and 8 more of the shard in work.
+in the tokens for every pair of shards, whatever L is; memory is 9 bytes a token of the corpus, and 4 more of the shard in work.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _group(sa: np.ndarray, lcp: np.ndarray, marks: np.ndarray, min_len: int) -> 
             heads[count], shares[count] = position, share
             count += 1
             share = min_len
-    return heads[:count].copy(), shares[:count].copy()
+    return heads[:count], shares[:count]
 
 
 @njit(cache=True)
