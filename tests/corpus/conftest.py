@@ -17,6 +17,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written without waiting for the disk: hundreds of small indexes in seconds."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
 class NaiveCorpus:
     """Every answer by a scan of all documents: the definition of the index's queries."""
 

@@ -16,9 +16,10 @@ from palimpsest.corpus.duplicates import lcp_array
 from palimpsest.corpus.suffix_array import suffix_array
 from palimpsest.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("unsynced")
 SYMBOLS = {"u8": [0, 1, 254], "u32": [0, 70_000, (1 << 32) - 2]}  # 0, and the last before the separator
 documents = st.lists(st.lists(st.integers(0, 2), max_size=14), min_size=3, max_size=8).filter(any)
-oracle = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+oracle = settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def build(docs, **options) -> CorpusIndex:

@@ -16,6 +16,7 @@ from palimpsest.corpus.minhash import jaccard
 from palimpsest.corpus.near_duplicates import banding, found_with
 from palimpsest.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("unsynced")
 oracle = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

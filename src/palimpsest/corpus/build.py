@@ -23,10 +23,10 @@ from palimpsest.corpus.documents import Docs, as_documents
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, sorting_memory, suffix_array
-from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype
+from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
-from palimpsest.files import atomic_path, require_space, sha256_json, storage_errors
+from palimpsest.files import atomic_path, require_space, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: 
             continue
         start, end = (int(ends[first - 1]) if first else 0), int(ends[last - 1])
         strips = (np.minimum(tokens[at : min(at + _STRIP, end)], separator(dtype)).astype(dtype) for at in range(start, end, _STRIP))
-        _write(folder / f"tokens.{shard}", strips)
-        _write(folder / f"docs.{shard}", [np.concatenate([[1], ends[first:last] - start + 1]).astype("<i8")])
-        _write(folder / f"meta.{shard}", [meta[lines[first] : lines[last]]])
-        _write(folder / f"metaoff.{shard}", [(lines[first : last + 1] - lines[first]).astype("<i8")])
+        write_pieces(folder / f"tokens.{shard}", strips)
+        write_pieces(folder / f"docs.{shard}", [np.concatenate([[1], ends[first:last] - start + 1]).astype("<i8")])
+        write_pieces(folder / f"meta.{shard}", [meta[lines[first] : lines[last]]])
+        write_pieces(folder / f"metaoff.{shard}", [(lines[first : last + 1] - lines[first]).astype("<i8")])
         journal.append(
             {
                 "stage": "shard",
@@ -154,14 +154,15 @@ def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int,
     sa = suffix_array(tokens, top, builder)
     tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
     firsts, starts = branches(tokens, sa, 0, sa.size, 0)
-    _write(folder / f"sa.{shard}", [sa.astype("<u4", copy=False)])
-    _write(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])
+    write_pieces(folder / f"sa.{shard}", [sa.astype("<u4", copy=False)])
+    write_pieces(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])
     names = (f"sa.{shard}", f"buckets.{shard}")
     files = {name: layout.describe_file(folder / name) for name in names}
     journal.append({"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files})
 
 
-def _write(path: Path, pieces: Iterable[np.ndarray]) -> None:
+def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
+    """Writes arrays one after the other into a file, whole or not at all."""
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         for piece in pieces:
             stream.write(np.ascontiguousarray(piece).data)
@@ -171,15 +172,12 @@ def _describe(
     folder: Path, journal: Journal, name: str, state: dict[str, Any], card: dict[str, Any] | None, request: dict[str, Any]
 ) -> None:
     """Writes the manifest."""
-    content = hashlib.sha256()  # of the tokens as u32 with 2³² − 1 before every document, whatever the type and the shards
+    content = hashlib.sha256()
     files: dict[str, Any] = {}
     rows = []
     for shard in range(request["shards"]):
         tokens = np.memmap(folder / f"tokens.{shard}", DTYPES[name], "r")
-        for start in range(0, tokens.size, _STRIP):
-            strip = tokens[start : start + _STRIP].astype("<u4")
-            strip[strip == separator(DTYPES[name])] = separator(DTYPES["u32"])
-            content.update(strip.data)
+        update_content(content, tokens)
         cut, order = journal.require("shard", shard), journal.require("sort", shard)
         files |= cut["files"] | order["files"]
         rows.append({key: cut[key] for key in ("length", "documents")} | {key: order[key] for key in ("builder", "alphabet")})
@@ -188,7 +186,7 @@ def _describe(
     layout.write_manifest(
         folder,
         {
-            "fingerprint": sha256_json({"content": content.hexdigest(), "tokenizer": card["fingerprint"] if card else None}),
+            "fingerprint": layout.fingerprint(content.hexdigest(), card),
             "content": content.hexdigest(),
             "source": source_digest(batch["digest"] for batch in journal.batches()),
             "request": request,

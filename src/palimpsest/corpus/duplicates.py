@@ -88,7 +88,7 @@ def repeated_passages(shards: list[Shard], separator: int, min_len: int, n_token
     known: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for shard in shards:
         tokens, sa = shard.arrays[:2]
-        marks = _mark_whole(shard.docs, tokens.size, min_len)
+        marks = _mark_whole(shard.docs, shard.after, tokens.size, min_len)
         heads, shares = _group(sa, lcp_array(tokens, sa, separator), marks, min_len)
         for earlier in known:
             _meet(*earlier, tokens, heads, shares, marks, min_len)
@@ -104,15 +104,15 @@ def lcp_array(tokens: np.ndarray, sa: np.ndarray, separator: int) -> np.ndarray:
     From one position of the text to the next the shared prefix loses at most one token, so all comparisons together are linear.
 
     Args:
-        tokens, sa: a shard's, as `search` has them: fewer than 2³¹.
+        tokens, sa: a shard's, as `search` has them: fewer than 2³¹. The suffixes of deleted documents are not in sa.
 
     Returns:
-        int32 (length,): entry k is for sa[k - 1] and sa[k]; entry 0 is 0.
+        int32 (sa.size,): entry k is for sa[k - 1] and sa[k]; entry 0 is 0.
     """
-    n = sa.size
-    by_position = np.empty(n, np.int32)  # first the suffix before this one in sa, then what they share
+    n = tokens.size
+    by_position = np.full(n, -1, np.int32)  # first the suffix before this one in sa, if there is one, then what they share
     before: Any = np.int64(-1)
-    for k in range(n):
+    for k in range(sa.size):
         by_position[sa[k]] = before
         before = np.int64(sa[k])
     shared = 0
@@ -126,18 +126,18 @@ def lcp_array(tokens: np.ndarray, sa: np.ndarray, separator: int) -> np.ndarray:
                 shared += 1
         by_position[i] = shared
         shared = max(shared - 1, 0)
-    lcp = np.empty(n, np.int32)
-    for k in range(n):
+    lcp = np.empty(sa.size, np.int32)
+    for k in range(sa.size):
         lcp[k] = by_position[sa[k]]
     return lcp
 
 
 @njit(cache=True)
-def _mark_whole(docs: np.ndarray, length: int, min_len: int) -> np.ndarray:
+def _mark_whole(docs: np.ndarray, after: np.ndarray, length: int, min_len: int) -> np.ndarray:
     """Marks u8 (length,): _WHOLE where a window begins that its document has room for."""
     marks = np.zeros(length, np.uint8)
-    for d in range(docs.size - 1):
-        for i in range(docs[d], docs[d + 1] - min_len):
+    for d in range(docs.size):
+        for i in range(docs[d], after[d] - min_len):
             marks[i] = _WHOLE
     return marks
 

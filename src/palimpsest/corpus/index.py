@@ -19,6 +19,7 @@ import numpy as np
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus import search
 from palimpsest.corpus.build import build_index
+from palimpsest.corpus.changes import append_documents, compact_index, delete_documents
 from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.duplicates import Duplicates, repeated_passages
 from palimpsest.corpus.infgram import NextTokenQueries
@@ -59,7 +60,7 @@ class CorpusIndex(NextTokenQueries):
         (array([1, 4]), array([1, 1]))
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], mode: str) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], mode: Literal["mmap", "ram"]) -> None:
         dtype = DTYPES[manifest["token_dtype"]]
         self.path = path.absolute()
         self.manifest = manifest
@@ -150,6 +151,39 @@ class CorpusIndex(NextTokenQueries):
     def verify(self) -> None:
         """Hashes all files again; raises `IndexCorruptError` naming the one that is damaged."""
         layout.verify_files(self.path, layout.read_manifest(self.path))
+
+    def delete(self, documents: Sequence[int | str]) -> CorpusIndex:
+        """The index without some documents, given by number or name, on the disk as well; see `changes.delete_documents`.
+
+        The answers, the numbers of the documents and the fingerprint are then those of an index built without them. This object, and
+        any other that was opened before, goes on with the documents.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> index = CorpusIndex.build([[1, 2], [1, 2, 3], [2, 2]], None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> left = index.delete([0])
+            >>> index.count([1, 2]), left.count([1, 2]), left.n_documents, left.documents([2, 2])[0].index
+            (2, 1, 2, 1)
+        """
+        delete_documents(self, self._shards, documents)
+        return type(self).open(self.path, self._mode)
+
+    def append(self, docs: Docs, *, progress: Progress | None = None) -> CorpusIndex:
+        """The index with more documents after its own, in a new shard, on the disk as well; see `changes.append_documents`.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> index = CorpusIndex.build([[1, 2]], None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> index.append([[2, 1, 2]]).count([1, 2])
+            2
+        """
+        append_documents(self, docs, progress or _quiet)
+        return type(self).open(self.path, self._mode)
+
+    def compact(self, out: str | os.PathLike[str], *, shards: int = 1, progress: Progress | None = None) -> CorpusIndex:
+        """The same index built anew at `out`, which may be its own folder: without what deleted documents left, in `shards` parts."""
+        compact_index(self, Path(out), shards, progress or _quiet)
+        return type(self).open(out, self._mode)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -327,7 +361,7 @@ class CorpusIndex(NextTokenQueries):
     @cached_property
     def longest_document(self) -> int:
         """Tokens of the longest document."""
-        return max(int(np.diff(shard.docs).max()) - 1 for shard in self._shards)  # a separator stands between two starts
+        return max(int((shard.after - shard.docs).max(initial=1)) - 1 for shard in self._shards)  # a separator stands between
 
     def _locate_document(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < self.n_documents:

@@ -9,6 +9,10 @@ One folder; for every shard s the files
     meta.s      one JSON object a line: {"id", "metadata"}
     metaoff.s   int64 (documents + 1,) start of every line in meta.s
 
+and, once change g of the index has deleted documents, sa.s.g and buckets.s.g without them in place of sa.s and buckets.s, and
+
+    live.s.g    int64 (left,)          which documents of docs.s and metaoff.s are left
+
 beside `tokenizer.json`, where there is a tokenizer, and `manifest.json` with the sizes and SHA-256 of all of them and one of itself.
 
 Opening checks the manifest, the format version and the size of every file always. The content is hashed when this user opens the
@@ -46,6 +50,11 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Writes `manifest.json` with its own checksum."""
     body = {"format": FORMAT, "version": VERSION, **content}
     write_json(folder / MANIFEST, {**body, "checksum": sha256_json(body)})
+
+
+def fingerprint(content: str, tokenizer: dict[str, Any] | None) -> str:
+    """SHA-256 (hex) of an index: of its content's digest (see `tokens.update_content`) and its tokenizer's fingerprint."""
+    return sha256_json({"content": content, "tokenizer": tokenizer["fingerprint"] if tokenizer else None})
 
 
 def is_index(folder: Path) -> bool:

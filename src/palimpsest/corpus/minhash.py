@@ -26,18 +26,20 @@ def _hash(tokens: np.ndarray, start: int, n: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def sign_rows(tokens: np.ndarray, docs: np.ndarray, n: int, a: np.ndarray, b: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+def sign_rows(
+    tokens: np.ndarray, docs: np.ndarray, after: np.ndarray, n: int, a: np.ndarray, b: np.ndarray, out: np.ndarray, first: int, last: int
+) -> None:
     """Writes the signatures u32 (documents, permutations) of the documents first … last - 1 of a shard to `out`.
 
     A document of fewer than n tokens is one shingle, itself; an empty one keeps what `out` holds.
 
     Args:
-        tokens, docs: the shard's, as `Shard` has them.
+        tokens, docs, after: the shard's, as `Shard` has them.
         a, b: uint64 (permutations,), a odd.
     """
     least = np.empty(a.size, np.uint64)
     for d in range(first, last):
-        start, length = docs[d], docs[d + 1] - 1 - docs[d]
+        start, length = docs[d], after[d] - 1 - docs[d]
         if length == 0:
             continue
         least[:] = np.uint64(0xFFFFFFFFFFFFFFFF)

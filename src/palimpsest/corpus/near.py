@@ -97,6 +97,8 @@ def near_matches(
         for start, end in _stretches(diagonals, ids.size, max_edits, tokens.size):
             for stop, distance, first in _sellers(tokens, start, end, ids, max_edits, separator).tolist():
                 local = int(np.searchsorted(shard.docs, first, side="right")) - 1
+                if local < 0 or first >= shard.after[local]:
+                    continue  # in a document that was deleted, beside one that was not
                 offset = first - int(shard.docs[local])
                 found.append((distance, shard.first_document + local, offset, number, stop - first))
     found.sort()

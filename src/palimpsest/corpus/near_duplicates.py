@@ -128,12 +128,12 @@ def near_duplicate_documents(shards: list[Shard], threshold: float, shingle: int
 def _signatures(shards: list[Shard], shingle: int, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The signatures u32 (documents, permutations) of all documents, and the documents int64 that are not empty."""
     a, b = np.random.default_rng(seed).integers(0, 1 << 64, (2, permutations), np.uint64)
-    lengths = np.concatenate([np.diff(shard.docs) - 1 for shard in shards])
+    lengths = np.concatenate([shard.after - shard.docs - 1 for shard in shards])
     signatures = np.zeros((lengths.size, permutations), np.uint32)
     for shard in shards:
-        count = shard.docs.size - 1
+        count = shard.docs.size
         out = signatures[shard.first_document : shard.first_document + count]
-        in_threads(sign_rows, (shard.arrays[0], shard.docs, shingle, a | np.uint64(1), b, out), count)  # type: ignore[arg-type]
+        in_threads(sign_rows, (shard.arrays[0], shard.docs, shard.after, shingle, a | np.uint64(1), b, out), count)  # type: ignore[arg-type]
     return signatures, np.flatnonzero(lengths)
 
 
@@ -197,4 +197,4 @@ class _Search:
         number = int(np.searchsorted(self._first_document, document, side="right")) - 1
         shard = self._shards[number]
         local = document - shard.first_document
-        return shard.arrays[0][shard.docs[local] : shard.docs[local + 1] - 1]
+        return shard.arrays[0][shard.docs[local] : shard.after[local] - 1]

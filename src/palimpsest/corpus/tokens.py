@@ -6,6 +6,7 @@ from one document into the next.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -17,6 +18,7 @@ from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
 
 DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("<u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
+_STRIP = 1 << 22  # tokens that are hashed at once
 
 
 def separator(dtype: np.dtype) -> int:
@@ -97,6 +99,14 @@ def _encode(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
         raise CorpusError(
             f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.", "Leave it out."
         ) from error
+
+
+def update_content(digest: hashlib._Hash, tokens: np.ndarray) -> None:
+    """Adds tokens, as stored, to a digest of the content: as u32 with 2³² − 1 before every document, whatever the type and the shards."""
+    for start in range(0, tokens.size, _STRIP):
+        strip = tokens[start : start + _STRIP].astype("<u4")
+        strip[strip == separator(tokens.dtype)] = separator(DTYPES["u32"])
+        digest.update(strip.data)
 
 
 def as_query(ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def workspace(out: Path, config: dict[str, Any], resume: bool) -> Iterator[tuple
     """
     work = partial_folder(out)
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
+    with locked(work):
         journal = Journal.read(work / _JOURNAL)
         if journal is None and any(not name.name.endswith(".tmp") for name in work.iterdir()):
             raise StorageError(f"{work} holds something that is not an unfinished index.", "Move it away or choose another target.")
@@ -170,7 +170,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder to this process; raises `StorageError` when another one has it."""
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
