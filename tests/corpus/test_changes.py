@@ -52,6 +52,12 @@ def assert_same_answers(index: CorpusIndex, other: CorpusIndex) -> None:
         assert len(index.locate(gram)) == other.count(gram)
     mine, theirs = (sorted((m.distance, m.hit.index, m.hit.offset) for m in i.near(text[:4], 2, limit=999).matches) for i in (index, other))
     assert mine == theirs
+    for mine, theirs in zip(index.sequence_infgram(text), other.sequence_infgram(text), strict=True):
+        assert mine.tolist() == theirs.tolist()
+    for prompt in (text[:6], text[3:9], np.array([1, 1, 1])):
+        for mine, theirs in ((index.ntd(prompt[-2:]), other.ntd(prompt[-2:])), (index.infgram_ntd(prompt), other.infgram_ntd(prompt))):
+            assert (mine.ids.tolist(), mine.counts.tolist()) == (theirs.ids.tolist(), theirs.counts.tolist())
+            assert (mine.total, mine.suffix_len, mine.eod_count) == (theirs.total, theirs.suffix_len, theirs.eod_count)
     for n in (1, 2, 4):
         assert index.duplicates(n).ranges.tolist() == other.duplicates(n).ranges.tolist()
     assert index.near_duplicates(0.3, shingle=2).links.tolist() == other.near_duplicates(0.3, shingle=2).links.tolist()

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from palimpsest.cli.index_export import export
+from palimpsest.cli.index_duplicates import duplicates
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
-from palimpsest.cli.duplicates import duplicates
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from palimpsest.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
-app.command()(duplicates)
 
 
 @app.command()
@@ -161,6 +160,7 @@ def trace(
 app.command("next")(next_tokens)
 app.command("near")(near)
 app.command("export")(export)
+app.command("duplicates")(duplicates)
 
 
 def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from palimpsest.cli.index_passage import Folder, Json, open_index
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,20 +17,18 @@ if TYPE_CHECKING:
 
 
 def duplicates(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The index folder.")],
+    index: Folder,
     min_len: Annotated[int | None, typer.Option(help="Repeated passages of so many tokens and more count; 50 if not given.")] = None,
     near: Annotated[
         float | None, typer.Option(metavar="THRESHOLD", help="Whole documents of this Jaccard similarity (5-grams) instead of passages.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write what to drop here, one JSON object a line.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Passages that repeat an earlier one, or documents that are nearly the same; the first occurrence is always kept."""
-    from palimpsest.corpus import CorpusIndex
-
     if near is not None and min_len is not None:
         raise InputError("--min-len asks for passages, --near for documents.", "Give one of them.")
-    opened = CorpusIndex.open(index)
+    opened = open_index(index)
     if near is not None:
         documents = opened.near_duplicates(near)
         value, rows = summarize_near(documents), near_rows(opened, documents)
