@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from palimpsest.cli.index_export import export
+from palimpsest.cli.index_changes import append, compact, delete, progress_bar
 from palimpsest.cli.index_duplicates import duplicates
+from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
@@ -44,20 +44,7 @@ def build(
     tokenized = (corpus / "tokenized.0").is_file()
     documents = InfiniGramFolder(corpus) if tokenized else corpus
     chosen = None if tokenized and tokenizer is None and model is None else choose_tokenizer(tokenizer, model)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
+    with progress_bar() as progress:
         index = CorpusIndex.build(documents, chosen, out, shards=shards, progress=progress)
     show_info(index, as_json=as_json)
 
@@ -161,6 +148,9 @@ app.command("next")(next_tokens)
 app.command("near")(near)
 app.command("export")(export)
 app.command("duplicates")(duplicates)
+app.command("delete")(delete)
+app.command("append")(append)
+app.command("compact")(compact)
 
 
 def choose_tokenizer(tokenizer: str | None, model: str | None) -> Tokenizer:
