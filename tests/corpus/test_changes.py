@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palimpsest.corpus import CorpusIndex, Document, changes
+from palimpsest.corpus import CorpusIndex, Document, InfiniGramFolder, changes
 from palimpsest.errors import CorpusError, IndexCorruptError, InputError, StorageError
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -183,6 +183,22 @@ def test_text_is_appended_with_the_tokenizer_of_the_index(tmp_path: Path, tiny_t
     assert index.count(tiny_tokenizer.encode(" fox")) == 2
     assert index.tokenizer_fingerprint == tiny_tokenizer.fingerprint
     assert index.fingerprint == CorpusIndex.build(["the quick brown fox", "over the fox"], tiny_tokenizer, tmp_path / "other").fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["u8", "u16"])
+def test_an_export_holds_only_what_is_left(tmp_path: Path, dtype: str):
+    docs = [[1, 2, 3], [7], [], [1, 2], [7, 7], [3, 1, 2]]
+    index = CorpusIndex.build(docs, None, tmp_path / "index", shards=3, token_dtype=dtype)
+    left = index.delete([0, 1, 4])
+    assert 0 in [card["documents"] for card in left.manifest["shards"]]  # one of the shards has lost everything
+    left.export_infini_gram(tmp_path / "out")
+    built = CorpusIndex.build([[], [1, 2], [3, 1, 2]], None, tmp_path / "built", token_dtype=dtype)
+    again = InfiniGramFolder(tmp_path / "out", dtype)
+    assert CorpusIndex.build(again, None, tmp_path / "again", token_dtype=dtype).fingerprint == built.fingerprint == left.fingerprint
+    for shard in range(again.shards):
+        tokens = np.fromfile(tmp_path / "out" / f"tokenized.{shard}", dtype.replace("u8", "u1").replace("u16", "<u2"))
+        assert 7 not in tokens
+        assert (tmp_path / "out" / f"table.{shard}").stat().st_size % tokens.size == 0
 
 
 def test_what_cannot_be_deleted_or_appended(index: CorpusIndex):

@@ -47,7 +47,7 @@ def export_folder(shards: list[Shard], dtype: np.dtype, out: Path) -> None:
         require_space(out.parent, size * (dtype.itemsize + _pointer_width(size * dtype.itemsize)))
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
-            for number, shard in enumerate(shards):
+            for number, shard in enumerate(shard for shard in shards if shard.docs.size):  # one may have lost all documents
                 _export_shard(temporary, number, shard, dtype)
             temporary.chmod(0o755)
             temporary.rename(out)
@@ -56,10 +56,14 @@ def export_folder(shards: list[Shard], dtype: np.dtype, out: Path) -> None:
 
 
 def _export_shard(folder: Path, number: int, shard: Shard, dtype: np.dtype) -> None:
-    tokens = shard.arrays[0]
+    tokens, starts = shard.arrays[0], shard.docs - 1  # infini-gram's documents begin with their separator
+    whole = shard.stretches() == [(0, tokens.size)]
+    if not whole:  # deleted documents are not written
+        tokens = np.concatenate([tokens[start:end] for start, end in shard.stretches()])
+        starts = np.cumsum(shard.after - shard.docs) - (shard.after - shard.docs)
     tokens.tofile(folder / f"tokenized.{number}")
-    ((shard.docs[:-1] - 1) * dtype.itemsize).astype("<u8").tofile(folder / f"offset.{number}")
-    table = shard.arrays[1] if dtype.itemsize == 1 else _byte_order(tokens)
+    (starts * dtype.itemsize).astype("<u8").tofile(folder / f"offset.{number}")
+    table = shard.arrays[1] if dtype.itemsize == 1 and whole else _byte_order(tokens)
     width = _pointer_width(tokens.nbytes)
     with open(folder / f"table.{number}", "wb") as stream:
         for start in range(0, table.size, _STRIP):
@@ -68,7 +72,7 @@ def _export_shard(folder: Path, number: int, shard: Shard, dtype: np.dtype) -> N
     begin = 0
     begins = []
     with open(folder / f"metadata.{number}", "wb") as stream:
-        for local in range(shard.docs.size - 1):
+        for local in range(shard.docs.size):
             name, metadata = shard.document(local)
             line = json.dumps({"path": name, "linenum": 0, "metadata": metadata}, ensure_ascii=False).encode() + b"\n"
             begins.append(begin)
