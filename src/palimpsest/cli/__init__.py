@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
     "split": ("palimpsest.cli.split", "split", "Split examples so that no key stands in two parts."),
+    "trace": ("palimpsest.cli.trace", "trace", "What of a text stands word for word in a corpus, and in which documents."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),

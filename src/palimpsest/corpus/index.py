@@ -270,10 +270,10 @@ class CorpusIndex(NextTokenQueries):
         query = as_query(ids)
         return hits(self._shards, self.find(query), query, limit, context)
 
-    def document_ids(self, index: int) -> np.ndarray:
-        """The token ids int64 (length,) of document `index`."""
+    def document_ids(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The token ids int64 of document `index`, or those from `start` to `stop` of them."""
         shard, local = self._locate_document(index)
-        return shard.document_ids(local)
+        return shard.document_ids(local, start, stop)
 
     def document(self, index: int) -> tuple[str, dict[str, Any]]:
         """Name and metadata of document `index`."""
@@ -307,9 +307,21 @@ class CorpusIndex(NextTokenQueries):
             search.in_threads(search.match_rows, (*shard.arrays, query, _ANYWHERE, out), query.size)
         return out
 
-    def trace(self, ids: Sequence[int] | np.ndarray, min_len: int = 8, max_docs: int = 5, max_spans: int | None = None) -> list[Span]:
-        """The passages of `ids` that stand in the corpus, and where; see `trace.trace_spans`."""
-        return trace_spans(self, as_query(ids), min_len, max_docs, max_spans)
+    def trace(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        min_len: int = 8,
+        max_docs: int = 5,
+        max_spans: int | None = None,
+        *,
+        context: int = 50,
+        borders: np.ndarray | None = None,
+    ) -> list[Span]:
+        """The passages of `ids` that stand in the corpus, and where; see `trace.trace_spans`.
+
+        `trace.rank_documents` ranks their documents; `traced_text.trace_text` does all of it for a text.
+        """
+        return trace_spans(self, self._shards, as_query(ids), min_len, max_docs, max_spans, context, borders)
 
     def near(
         self, ids: Sequence[int] | np.ndarray, max_edits: int, *, limit: int = 10, context: int = 50, max_seeds: int = 1_000_000

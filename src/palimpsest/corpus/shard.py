@@ -100,9 +100,9 @@ class Shard:
         self.first_document = first_document
         self._meta = load("meta", "<u1")
 
-    def document_ids(self, local: int) -> np.ndarray:
-        """The token ids int64 (length,) of a document of this shard."""
-        return self.arrays[0][self.docs[local] : self.after[local] - 1].astype(np.int64)
+    def document_ids(self, local: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The token ids int64 of a document of this shard, or those from `start` to `stop` of them."""
+        return self.arrays[0][self.docs[local] : self.after[local] - 1][start:stop].astype(np.int64)
 
     def document(self, local: int) -> tuple[str, dict[str, Any]]:
         """Name and metadata of a document of this shard."""

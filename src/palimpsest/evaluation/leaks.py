@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ import polars as pl
 
 from palimpsest.audit.samples import PrefixSuffix, require_samples
 from palimpsest.corpus import CorpusIndex
+from palimpsest.corpus.traced_text import trace_text
 from palimpsest.measurement import Measurement, environment
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
-from palimpsest.tokenizer import Tokenizer
 
 
 def measure_leaks(
@@ -58,7 +59,7 @@ def measure_leaks(
     outputs = model.generate([s.prefix for s in samples], longest, stop_at_eos=False, progress=progress)
     for sample, continuations in zip(samples, outputs, strict=True):
         written = continuations[0][: sample.suffix_len]
-        spans = trace_text(index, model.tokenizer, written, min_len=min_len, max_docs=max_docs, context=context)
+        traced = trace_text(index, model.tokenizer, written, min_len=min_len, max_docs=max_docs, context=context)
         hits = written == sample.suffix[: len(written)]
         rows.append(
             {
@@ -66,12 +67,12 @@ def measure_leaks(
                 "copies": sample.meta.get("copies"),
                 "domain": sample.meta.get("domain"),
                 "prefix_text": model.tokenizer.decode(sample.prefix),
-                "output_text": "".join(model.tokenizer.pieces(written)),
+                "output_text": traced.text,
                 "true_text": model.tokenizer.decode(sample.suffix),
                 "exact": bool(hits.all()) and len(written) == sample.suffix_len,
                 "matched": len(hits) if hits.all() else int(np.argmin(hits)),
-                "traced": float(np.mean(covered(len(written), spans))) if len(written) else 0.0,
-                "spans": json.dumps(spans, ensure_ascii=False),
+                "traced": traced.covered,
+                "spans": json.dumps([asdict(span) for span in traced.spans], ensure_ascii=False),
             }
         )
     table = pl.DataFrame(rows, infer_schema_length=None)
@@ -85,34 +86,3 @@ def measure_leaks(
         "environment": environment(),
     }
     return Measurement("leaks", table, summary, provenance)
-
-
-def trace_text(
-    index: CorpusIndex, tokenizer: Tokenizer, ids: np.ndarray, *, min_len: int, max_docs: int, context: int
-) -> list[dict[str, Any]]:
-    """The runs of `ids` that stand in the corpus, with character offsets in the joined pieces and the texts of their documents."""
-    ends = np.cumsum([0, *(len(piece) for piece in tokenizer.pieces(ids))])
-    spans = []
-    for span in index.trace(ids, min_len=min_len, max_docs=0) if len(ids) >= min_len else []:
-        run = ids[span.start : span.end]
-        documents = [
-            {
-                "document": hit.doc_id,
-                "before": tokenizer.decode(hit.before),
-                "match": tokenizer.decode(hit.match),
-                "after": tokenizer.decode(hit.after),
-            }
-            for hit in index.documents(run, limit=max_docs, context=context)
-        ]
-        start, end = int(ends[span.start]), int(ends[span.end])
-        if start < end:  # a run of pieces that complete no character has no place in the text
-            spans.append({"start": start, "end": end, "tokens": [span.start, span.end], "count": int(span.count), "documents": documents})
-    return spans
-
-
-def covered(length: int, spans: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Which of `length` tokens lie inside a span."""
-    inside = np.zeros(length, dtype=bool)
-    for span in spans:
-        inside[span["tokens"][0] : span["tokens"][1]] = True
-    return inside

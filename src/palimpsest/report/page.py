@@ -69,9 +69,9 @@ def render(audit: Mapping[str, Any], out: str | os.PathLike[str]) -> Path:
                 except InputError as error:
                     raise InputError(f"sections[{i}].blocks[{j}]: {error.problem}", error.remedy) from error
     html = (
-        _environment()
+        page_environment()
         .get_template("page.html")
-        .render(audit=shown, figures=figures, levels=_LEVELS, data=embedded_json(audit), colours=_colours(), **_scripts())
+        .render(audit=shown, figures=figures, levels=_LEVELS, data=embedded_json(audit), colours=_colours(), **scripts())
     )
     out = Path(out)
     with storage_errors(out):
@@ -137,7 +137,8 @@ def _figure(block: Mapping[str, Any], known: list[str], files: dict[str, bytes])
     }
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Jinja with the templates, filters and escaping of every page."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         value=_value, span=_span, cell=_cell, sort_key=_sort_key, share=_share, short=_short, words=_words, plain=_plain
@@ -241,7 +242,7 @@ def _colours() -> list[tuple[str, str, str]]:
     return [(name, plot.LIGHT[name], plot.DARK[name]) for name in plot.LIGHT]
 
 
-def _scripts() -> dict[str, Any]:
+def scripts() -> dict[str, Any]:
     """Styles and scripts, to be written into the page as they are, and the hashes by which its policy lets the scripts run."""
     texts = {name: (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "theme.js", "page.js")}
     hashes = [base64.b64encode(hashlib.sha256(texts[name].encode("utf-8")).digest()).decode() for name in ("theme.js", "page.js")]
