@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from palimpsest.audit.approximate import measure_approximate
+    from palimpsest.audit.copyright import measure_copyright
     from palimpsest.audit.extraction import measure_extraction
     from palimpsest.audit.laws import size_law
+    from palimpsest.audit.low_perplexity import measure_low_perplexity
     from palimpsest.audit.membership import measure_membership
     from palimpsest.audit.near_verbatim import measure_near_verbatim
     from palimpsest.audit.probabilistic import measure_probabilistic
@@ -19,7 +21,9 @@ _HOMES = {
     "benchmark_samples": "samples",
     "corpus_samples": "samples",
     "measure_approximate": "approximate",
+    "measure_copyright": "copyright",
     "measure_extraction": "extraction",
+    "measure_low_perplexity": "low_perplexity",
     "measure_membership": "membership",
     "measure_near_verbatim": "near_verbatim",
     "measure_probabilistic": "probabilistic",
@@ -32,7 +36,9 @@ __all__ = [
     "benchmark_samples",
     "corpus_samples",
     "measure_approximate",
+    "measure_copyright",
     "measure_extraction",
+    "measure_low_perplexity",
     "measure_membership",
     "measure_near_verbatim",
     "measure_probabilistic",
