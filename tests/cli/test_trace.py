@@ -55,7 +55,8 @@ def test_a_quotation_is_found_with_its_document(place, stdin):
     assert value["spans"][0]["documents"][0]["before"] == "The"
     shown = run(*arguments, stdin=QUOTE if stdin else None).stdout
     assert "b.txt" in shown
-    assert "in 1 passages" in shown
+    assert "1 passage, 1 document." in shown
+    assert "He said: the[ quick brown fox jumps over]much." in shown
     words = json.loads(run(*arguments, "--whole-words", "--json", stdin=QUOTE if stdin else None).stdout)["spans"]
     assert [QUOTE[s["start"] : s["end"]] for s in words] == [" quick brown fox jumps"]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from palimpsest.corpus.traced_text import TracedText
 
 _STYLES = ("black on bright_white", "black on bright_yellow", "bold black on orange1")  # from common to rare
+_LONGEST = 160  # characters of a passage that the terminal lists
 _AROUND = 40  # characters of a document that the terminal shows on either side of a passage
 _SHOWN = 12  # passages and documents that the terminal lists; the page and the JSON have all
 
@@ -102,6 +103,10 @@ def _written(
     return door.tokenizer.decode(prefix), ids.tolist(), door.describe()
 
 
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _one_line(text: str) -> str:
     """Text with its control characters visible and its line breaks as spaces."""
     from palimpsest.report.highlight import visible
@@ -117,8 +122,13 @@ def _show(traced: TracedText, prompt: str, min_len: int) -> None:
     console = Console()
     spans = [{"start": span.start, "end": span.end} for span in traced.spans]
     marked = Text(visible(prompt), "dim")
+    begins, ends = ({passage[side] for passage in traced.passages} if not console.is_terminal else set() for side in (0, 1))
+    place = 0  # in a file, where no colour shows them, passages stand in brackets
     for piece in pieces(visible(traced.text), spans):
+        marked.append("[" if place in begins else "")
         marked.append(piece.text, _STYLES[level(max(traced.spans[i].bits for i in piece.spans))] if piece.spans else "")
+        place += len(piece.text)
+        marked.append("]" if place in ends else "")
     console.print(marked)
     console.print()
     if not traced.spans:
@@ -127,12 +137,13 @@ def _show(traced: TracedText, prompt: str, min_len: int) -> None:
     names = (f"below {LEVELS[1]} bits", f"{LEVELS[1]} to {LEVELS[2]}", f"{LEVELS[2]} and more: the rarest")
     console.print(Text.assemble(*[part for name, style in zip(names, _STYLES, strict=True) for part in ((f" {name} ", style), " ")]))
     console.print(
-        f"{100 * traced.covered:.0f} % of {traced.tokens} tokens stand in the corpus, in {len(traced.spans)} passages "
-        f"of {len(traced.documents)} documents."
+        f"{100 * traced.covered:.0f} % of {traced.tokens} tokens stand in the corpus: {_several(len(traced.spans), 'passage')}, "
+        f"{_several(len(traced.documents), 'document')}."
     )
     console.print()
     for span in sorted(traced.spans, key=lambda span: -span.bits)[:_SHOWN]:
         passage = _one_line(traced.text[span.start : span.end])
+        passage = f"{passage[:_LONGEST]} …" if len(passage) > _LONGEST else passage
         console.print(Text.assemble((f"{span.bits:5.0f} bits  {span.count:,} × ", "dim"), (passage, "bold")))
         for source in span.documents[:1]:
             before, after = (_one_line(source[name]) for name in ("before", "after"))
@@ -144,6 +155,5 @@ def _show(traced: TracedText, prompt: str, min_len: int) -> None:
         console.print()
         console.print("Documents nearest to the whole text:", style="bold")
         for document in traced.documents[:_SHOWN]:
-            held = len(document["spans"])
-            line = f"{document['score']:7.1f}  {visible(document['document'])} ({held} passage{'s' * (held != 1)})"
-            console.print(Text(line))
+            held = _several(len(document["spans"]), "passage")
+            console.print(Text(f"{document['score']:7.1f}  {visible(document['document'])} ({held})"))
