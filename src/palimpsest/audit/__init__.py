@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from palimpsest.audit.approximate import measure_approximate
     from palimpsest.audit.copyright import measure_copyright
+    from palimpsest.audit.discourse import measure_discourse
     from palimpsest.audit.extraction import measure_extraction
     from palimpsest.audit.laws import size_law
     from palimpsest.audit.low_perplexity import measure_low_perplexity
@@ -22,6 +23,7 @@ _HOMES = {
     "corpus_samples": "samples",
     "measure_approximate": "approximate",
     "measure_copyright": "copyright",
+    "measure_discourse": "discourse",
     "measure_extraction": "extraction",
     "measure_low_perplexity": "low_perplexity",
     "measure_membership": "membership",
@@ -37,6 +39,7 @@ __all__ = [
     "corpus_samples",
     "measure_approximate",
     "measure_copyright",
+    "measure_discourse",
     "measure_extraction",
     "measure_low_perplexity",
     "measure_membership",
