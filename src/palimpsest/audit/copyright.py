@@ -30,7 +30,7 @@ from rapidfuzz.distance import LCSseq
 
 from palimpsest.audit.similarity import longest_common_subsequence, longest_common_substring
 from palimpsest.corpus import read_documents
-from palimpsest.corpus.search import branches, match_rows
+from palimpsest.corpus.search import ANYWHERE, branches, match_rows
 from palimpsest.corpus.suffix_array import suffix_array
 from palimpsest.corpus.trace import covered, maximal
 from palimpsest.errors import InputError
@@ -124,7 +124,7 @@ class Work:
         """For every word the length of the longest run of the work that begins there, int32 (words,)."""
         out = np.zeros(len(words), np.int32)
         if len(words) and self.words:
-            match_rows(*self._index, self.encode(words), out, 0, len(words))
+            match_rows(*self._index, self.encode(words), ANYWHERE, out, 0, len(words))
         return out
 
     def place(self, words: Sequence[str]) -> int:

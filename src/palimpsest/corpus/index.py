@@ -33,8 +33,6 @@ from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.errors import InputError
 from palimpsest.tokenizer import Tokenizer
 
-_ANYWHERE = -1  # no separator: a match counts wherever it stands
-
 
 class CorpusIndex(NextTokenQueries):
     """A corpus that can be asked where, how often and in which company any sequence of tokens stands in it.
@@ -290,7 +288,7 @@ class CorpusIndex(NextTokenQueries):
         if not 0 <= start < query.size:
             raise InputError(f"The start {start} lies outside {query.size} ids.", "Give a position within them.")
         require_ids(query, self._separator)
-        length = max(search.longest_match(*shard.arrays, query, _ANYWHERE, start) for shard in self._shards)
+        length = max(search.longest_match(*shard.arrays, query, search.ANYWHERE, start) for shard in self._shards)
         empty = [SaRange(number, 0, 0) for number in range(len(self._shards))]
         return length, self.find(query[start : start + length]) if length else empty
 
@@ -304,7 +302,7 @@ class CorpusIndex(NextTokenQueries):
         require_ids(query, self._separator)
         out = np.zeros(query.size, np.int32)
         for shard in self._shards:
-            search.in_threads(search.match_rows, (*shard.arrays, query, _ANYWHERE, out), query.size)
+            search.in_threads(search.match_rows, (*shard.arrays, query, search.ANYWHERE, out), query.size)
         return out
 
     def trace(

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+ANYWHERE = -1  # in the place of a separator: a match counts wherever it stands
 _ROWS_PER_THREAD = 1024  # searches of some microseconds that outweigh the start of a thread
 
 
