@@ -142,7 +142,7 @@ def test_recall_conditions_on_non_members_and_never_on_the_text_itself(tiny_mode
     seen = []
 
     class Spy:
-        context_length, prepends_bos, tokenizer = 128, False, tiny_model.tokenizer
+        room, tokenizer = 128, tiny_model.tokenizer
 
         def score(self, batch, *, start=1, moments=False, progress=None):
             seen.append((batch, start))

@@ -111,6 +111,18 @@ def test_a_model_without_a_corpus(tmp_path, model_folder):
     refused(run(model_folder, "--out", tmp_path / "out"), "corpus", out=tmp_path / "out")
 
 
+def test_the_demonstration_takes_no_options_of_an_audit(tmp_path):
+    refused(run("--samples", "5", "--guard-n", "4", "--out", tmp_path / "out"), "--samples", "--guard-n", out=tmp_path / "out")
+
+
+def test_a_seed_below_nothing_and_held_out_text_that_is_not_there(tmp_path, model_folder, corpus):
+    done = run(model_folder, corpus, "--out", tmp_path / "out", "--seed", "-1")
+    assert done.exit_code == 2
+    assert "--seed" in done.stderr
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--held-out", tmp_path / "gone"), "gone", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_or_unknown_model(tmp_path, corpus):
     refused(run("no-such-model", corpus, "--out", tmp_path / "out"), "no-such-model", out=tmp_path / "out")
 

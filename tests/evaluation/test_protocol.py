@@ -17,6 +17,7 @@ from palimpsest.evaluation.plan import AuditSettings, membership_split
 from palimpsest.evaluation.protocol import run_audit
 from palimpsest.evaluation.verdict import LEVELS, level_of
 from palimpsest.measurement import Measurement
+from palimpsest.models import EndpointModel
 from palimpsest.report import check, render
 from palimpsest.tokenizer import Tokenizer
 
@@ -144,6 +145,40 @@ def test_a_door_without_logprobs_is_audited_by_its_text(arguments, tiny_model, t
     check(json.loads(json.dumps(card)))
 
 
+@pytest.mark.parametrize("echo", [True, False], ids=["log-probs", "text"])
+def test_an_endpoint_is_audited_by_what_it_gives(arguments, server, tiny_tokenizer, tmp_path, echo):
+    server.echo = echo
+    door = EndpointModel(server.url, server.name, tiny_tokenizer, backoff=0.001)
+    card = run_audit(**{**arguments, "models": door, "references": {}}, out=tmp_path / "out")
+    status = {part["id"]: part["status"] for part in card["sections"]}
+    scored = "measured" if echo else "skipped"
+    assert status == {"extraction": "measured", "probabilistic": scored, "leaks": "measured", "membership": scored, "guard": "skipped"}
+    assert (card["tiles"][0]["value"] > 0) is echo  # what a random model writes is broken bytes: ids come out, as text it does not
+    said = " ".join(card["limits"])
+    assert ("measured under T=1" in said) is echo  # a server does not give what a cut needs
+    check(json.loads(json.dumps(card)))
+
+
+def test_what_was_not_done_as_asked_is_said(tiny_model, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("In the beginning was the word, and the word was written down. " * 20)
+    asked = AuditSettings(samples=500, contexts=(4, 5000), suffix=6, guard_n=50, guard_samples=2, leaks=2, tries=(1,), confidences=(0.5,))
+    said = " ".join(run_audit(tiny_model, text, tmp_path / "out", settings=asked)["limits"])
+    assert "Prompts of 5000 tokens" in said
+    assert "500 passages were asked for" in said
+    assert "50-grams" in said
+
+
+def test_suffixes_that_leave_no_room_in_another_style_skip_the_guard(tiny_model, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("In the beginning was the word, and the word was written down. " * 40)
+    asked = AuditSettings(samples=2, contexts=(4,), suffix=tiny_model.room - 8, guard_samples=2, leaks=2, tries=(1,), confidences=(0.5,))
+    card = run_audit(tiny_model, text, tmp_path / "out", settings=asked)
+    assert section(card, "guard")["status"] == "skipped"
+    assert "--suffix" in section(card, "guard")["reason"]
+    assert section(card, "extraction")["status"] == "measured"
+
+
 def test_text_is_indexed_and_passages_are_drawn(tiny_model, tmp_path):
     text = tmp_path / "corpus.txt"
     text.write_text("In the beginning was the word, and the word was written down. " * 20)
@@ -173,7 +208,7 @@ def test_common_runs_are_runs_of_the_truth():
 def test_refusals(arguments, tiny_model, small_index, passages, settings, tmp_path):
     with pytest.raises(InputError, match="no model"):
         run_audit([], small_index, tmp_path / "a")
-    with pytest.raises(InputError, match="own name"):
+    with pytest.raises(InputError, match="name of its own"):
         run_audit([tiny_model, tiny_model], small_index, tmp_path / "a")
     with pytest.raises(InputError, match="references"):
         run_audit(tiny_model, small_index, tmp_path / "a", references={"nobody": tiny_model})

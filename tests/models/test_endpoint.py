@@ -1,127 +1,21 @@
-"""The endpoint door against a real HTTP server that this file starts: honest, stingy, flaky, slow, rude and broken ones."""
+"""The endpoint door against a real HTTP server (the fixture `server`): honest, stingy, flaky, slow, rude and broken ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import torch
 from transformers import LogitsProcessor
 
 from palimpsest.errors import CapabilityError, ContextOverflowError, EndpointError, InputError, NonFiniteError
 from palimpsest.models import GREEDY, EndpointModel, Sampler, load_model
 from palimpsest.models.json_client import JsonClient
 
-NAME = "tiny"
-
-
-class Server:
-    """A completions server around a real tiny model; attributes say how it behaves.
-
-    Attributes:
-        model: the `HFModel` behind it.
-        ids, echo: whether it takes token ids, and whether it scores prompts.
-        script: answers to give before the honest ones: (status, headers, body) or a callable on the handler.
-        log: (path, body, headers) of every request.
-        busy, busiest: requests under way, and the most there ever were.
-    """
-
-    def __init__(self, model):
-        self.model, self.ids, self.echo, self.bos = model, True, True, False
-        self.script, self.log, self.delay = [], [], 0.0
-        self.busy, self.busiest, self.lock = 0, 0, threading.Lock()
-        self.change = None  # applied to every honest answer
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                server.serve(self, None)
-
-            def do_POST(self):
-                server.serve(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def serve(self, handler, body):
-        with self.lock:
-            self.log.append((handler.path, body, dict(handler.headers)))
-            self.busy += 1
-            self.busiest = max(self.busiest, self.busy)
-            scripted = self.script.pop(0) if self.script and body is not None else None
-        try:
-            if scripted is not None:
-                status, headers, content = scripted
-            else:
-                time.sleep(self.delay)
-                status, headers, content = 200, {}, self.answer(handler.path, body)
-                if isinstance(content, tuple):
-                    status, content = content
-            with self.lock:
-                self.busy -= 1
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            handler.send_response(status)
-            for name, value in {"Content-Type": "application/json", **headers}.items():
-                handler.send_header(name, value)
-            handler.send_header("Content-Length", str(len(data)))
-            handler.end_headers()
-            handler.wfile.write(data)
-        except (BrokenPipeError, ConnectionResetError):  # the client had no patience left
-            pass
-
-    def answer(self, path, body):
-        if path == "/v1/models":
-            return {"data": [{"id": NAME, "max_model_len": 100}]}
-        if path != "/v1/completions" or body["model"] != NAME:
-            return 404, {"error": {"message": f"The model {body['model']} does not exist."}}
-        tokenizer = self.model.tokenizer
-        prompt = body["prompt"]
-        if isinstance(prompt, list) and not self.ids:
-            return 400, {"error": {"message": "prompt must be a string"}}
-        if body.get("echo") and not self.echo:
-            return 422, {"detail": "echo is not supported"}
-        ids = prompt if isinstance(prompt, list) else [tokenizer.bos_id] * self.bos + tokenizer.encode(prompt)
-        if len(ids) + body["max_tokens"] > 100:
-            return 400, {"error": {"message": "This model's maximum context length is 100 tokens.", "code": "context_length_exceeded"}}
-        options = {key: body[key] for key in ("temperature", "top_p", "top_k", "seed") if key in body}
-        new = self.model.generate([ids], body["max_tokens"], **options)[0][0].tolist()
-        choice = {"text": tokenizer.decode(new)}
-        if body.get("echo"):
-            whole = [*ids, *new]
-            logprobs, tops = self.score(whole)
-            choice["logprobs"] = {
-                "tokens": [tokenizer.decode([token]) for token in whole],
-                "token_logprobs": [None, *logprobs],
-                "top_logprobs": [None, *({"a": top} for top in tops)],
-            }
-        result = {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": len(new)}}
-        return self.change(result) if self.change else result
-
-    def score(self, ids):
-        scores = self.model.score([ids])
-        every = self.model.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).detach()
-        own = scores.logprobs[0].astype(float).tolist()
-        best = every.amax(-1).double().tolist()
-        return own, [value if hit else max(value, top) for value, hit, top in zip(own, scores.greedy_hits[0], best, strict=True)]
-
-
-@pytest.fixture
-def server(tiny_model):
-    """An honest server."""
-    server = Server(tiny_model)
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+NAME = "tiny"  # what the server calls its model
 
 
 @pytest.fixture

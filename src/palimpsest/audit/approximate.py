@@ -110,6 +110,15 @@ def measure_approximate(
     return Measurement("approximate", table, summary, provenance, _curves(summary))
 
 
+def fits(model: LanguageModel, samples: Sequence[PrefixSuffix]) -> list[bool]:
+    """Which samples leave room for a prompt in every style: capitals and double spaces take more tokens."""
+    texts = [_split(model.tokenizer, sample)[1] for sample in samples]
+    longest = np.array([sample.suffix_len for sample in samples])
+    for transform in TRANSFORMS.values():
+        longest = np.maximum(longest, [len(ids) for ids in model.tokenizer.encode_batch([transform(text) for text in texts])])
+    return (longest < model.room).tolist()
+
+
 def undo_style(text: str) -> str:
     """Case folded and white space squeezed: what all styles of a text have in common.
 
@@ -157,7 +166,7 @@ def _ask(
         prompts = [np.array(ids, dtype=np.int64) for ids in tokenizer.encode_batch([transform(prefix) for prefix, _ in texts])]
         lengths = [max(1, len(ids)) for ids in tokenizer.encode_batch([transform(suffix) for _, suffix in texts])]
     lengths = [max_new_tokens or length for length in lengths]
-    room = model.context_length - int(model.prepends_bos) - max(lengths)
+    room = model.room - max(lengths)
     if room < 1:
         raise ContextOverflowError(
             f"A continuation of {max(lengths)} tokens leaves no room for a prompt in the {model.context_length} tokens of {model.name}.",

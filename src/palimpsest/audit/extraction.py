@@ -180,7 +180,7 @@ def _cases(
     generated: bool,
 ) -> tuple[list[tuple[int, int, int]], list[dict[str, Any]]]:
     """(sample, context, suffix length) of everything that can be measured, and what cannot, counted by reason."""
-    room = min(door.context_length - int(door.prepends_bos) for door in (model, reference) if door is not None)
+    room = min(door.room for door in (model, reference) if door is not None)
     stops = generated and "weights" not in model.capabilities and model.tokenizer.eos_id is not None
     lengths = [(i, sample.prefix_len, suffix or sample.suffix_len) for i, sample in enumerate(samples)]
     cases, skipped = [], []

@@ -18,7 +18,7 @@ import polars as pl
 
 from palimpsest.audit.blind import blind_baseline
 from palimpsest.audit.laws import copy_levels
-from palimpsest.audit.membership_passes import METHODS, NEIGHBOURS, SHOTS, room, score_methods
+from palimpsest.audit.membership_passes import METHODS, NEIGHBOURS, SHOTS, score_methods
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.errors import InputError
 from palimpsest.measurement import Curve, Measurement, Series, environment
@@ -160,7 +160,7 @@ def _choose(
         missing["min-k++"] = "it needs the whole distribution, which only weights give"
     if nonmembers < 2:
         missing["recall"] = "it needs at least 2 non-members"
-    elif room(model) <= max(map(len, rows)):
+    elif model.room <= max(map(len, rows)):
         missing["recall"] = f"a text fills the context of {model.context_length} tokens"
     if methods is None:
         return [name for name in METHODS if name not in missing], missing

@@ -99,15 +99,10 @@ def score_methods(
     return out
 
 
-def room(model: LanguageModel) -> int:
-    """The most tokens of text that the model can see at once."""
-    return model.context_length - int(model.prepends_bos)
-
-
 def _lower(model: LanguageModel, text: str, row: np.ndarray) -> np.ndarray:
     """Ids of the text in lower case, cut to the context; the row itself where nothing changes."""
     lower = text.lower()
-    return row if lower == text else np.array(model.tokenizer.encode(lower)[: room(model)], dtype=np.int64)
+    return row if lower == text else np.array(model.tokenizer.encode(lower)[: model.room], dtype=np.int64)
 
 
 def _prefixes(model: LanguageModel, rows: list[np.ndarray], members: int, seed: int) -> list[np.ndarray]:
@@ -118,7 +113,7 @@ def _prefixes(model: LanguageModel, rows: list[np.ndarray], members: int, seed: 
     prefixes = []
     for number, row in enumerate(rows):
         prefix = np.concatenate([rows[spare if shot == number else shot] for shot in shots])
-        prefixes.append(prefix[-(room(model) - len(row)) :])
+        prefixes.append(prefix[-(model.room - len(row)) :])
     return prefixes
 
 

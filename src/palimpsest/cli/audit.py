@@ -15,9 +15,11 @@ from rich.table import Table
 from palimpsest.errors import InputError
 
 ENGINES = ("local",)
+DEMONSTRATION = ("out", "seed", "engine", "as_json")  # the options that the demonstration knows
 
 
 def audit(
+    ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(help="A known name, a folder, a hub id, a .gguf file or http://host/v1#name.")] = None,
     corpus: Annotated[Path | None, typer.Argument(help="Text (a file or a folder) or an index; text is indexed into OUT/index.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier audit in it is continued.")] = Path("report"),
@@ -32,7 +34,9 @@ def audit(
     top_p: Annotated[float | None, typer.Option(help="Top-p of probabilistic extraction.")] = None,
     guard_n: Annotated[int, typer.Option(help="Length of the n-grams that the guard protects.")] = 10,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of an endpoint: a folder or a tokenizer.json.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer of an endpoint may take.")] = 60.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint that are under way at once.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     engine: Annotated[str, typer.Option(help="Where the work is done: local.")] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation card instead of a table.")] = False,
 ) -> None:
@@ -45,6 +49,14 @@ def audit(
         raise InputError(f"The engine {engine!r} is unknown.", f"Choose one of: {', '.join(ENGINES)}.")
     if (model is None) != (corpus is None):
         raise InputError("A model was given without a corpus.", "Give both, or neither for the demonstration.")
+    if model is None:
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name not in DEMONSTRATION}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if given:
+            raise InputError(
+                f"The demonstration does not take {', '.join('--' + name.replace('_', '-') for name in sorted(given))}.",
+                "Give a model and a corpus, or leave it out.",
+            )
     contexts = parse_contexts(context)
     began = time.perf_counter()
     console = Console(stderr=True)
@@ -64,6 +76,8 @@ def audit(
             from palimpsest.experiments.demonstration import ordinary_text
             from palimpsest.models import Sampler, load_model
 
+            if held_out is not None and not held_out.exists():
+                raise InputError(f"There is no {held_out}.", "Give a file or a folder for --held-out.")
             settings = AuditSettings(
                 samples=samples,
                 contexts=contexts,
@@ -72,8 +86,9 @@ def audit(
                 guard_n=guard_n,
                 seed=seed,
             )
-            models = [load_model(name, tokenizer=tokenizer) for name in (model, *(also or []))]
-            references = {models[0].name: load_model(reference)} if reference else {}
+            door: dict[str, Any] = {"timeout": timeout, "concurrency": concurrency}
+            models = [load_model(name, tokenizer=tokenizer, **door) for name in (model, *(also or []))]
+            references = {models[0].name: load_model(reference, tokenizer=tokenizer, **door)} if reference else {}
             card = run_audit(
                 models, corpus, out, references=references, held_out=held_out, unprotected=ordinary_text(), settings=settings, progress=tell
             )

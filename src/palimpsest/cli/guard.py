@@ -38,7 +38,7 @@ def build(
     model: OwnModel = None,
     as_json: Json = False,
 ) -> None:
-    """Make a Bloom filter of every n-gram of CORPUS: about 16 bits each at 1 %."""
+    """Make a Bloom filter of every n-gram of CORPUS: about 20 bits each at 1 %."""
     from palimpsest.cli.index import choose_tokenizer, open_index
     from palimpsest.corpus import BloomFilter, read_documents
 

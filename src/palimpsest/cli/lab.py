@@ -20,7 +20,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the suite; it must not be there yet.")],
     size: Annotated[list[str] | None, typer.Option(help="Only this size (s, m or l); may be given several times.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Training sequences; the shipped twins saw 9000.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of text, places and weights; the shipped twins have 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of text, places and weights; the shipped twins have 0.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the suite as JSON.")] = False,
 ) -> None:
     """Train standard and perturbed twins as the shipped ones were trained, on one thread of the processor.

@@ -47,5 +47,7 @@ def read_audit(path: Path) -> Any:
         raise InputError(f"There is no {path}.", "Give the folder that `palimpsest audit --out` wrote.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply for an audit.", "Run the audit again: finished measurements are kept.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}.", "Run the audit again: finished measurements are kept.") from error

@@ -56,7 +56,8 @@ def measure_leaks(
         model.tokenizer.require_same(index.tokenizer_fingerprint, f"the index {index.path}")
     rows: list[dict[str, Any]] = []
     longest = max(sample.suffix_len for sample in samples)
-    outputs = model.generate([s.prefix for s in samples], longest, stop_at_eos=False, progress=progress)
+    stop = "weights" not in model.capabilities  # a server ends at EOS, whether one wants it or not
+    outputs = model.generate([s.prefix for s in samples], longest, stop_at_eos=stop, progress=progress)
     for sample, continuations in zip(samples, outputs, strict=True):
         written = continuations[0][: sample.suffix_len]
         traced = trace_text(index, model.tokenizer, written, min_len=min_len, max_docs=max_docs, context=context)

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from palimpsest import __version__
-from palimpsest.audit.approximate import TRANSFORMS, measure_approximate
+from palimpsest.audit.approximate import TRANSFORMS, fits, measure_approximate
 from palimpsest.audit.extraction import measure_extraction
 from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
 from palimpsest.audit.probabilistic import measure_probabilistic
@@ -66,9 +66,17 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
     if "weights" not in model.capabilities:
         skipped["guard"] = str(model.lacks("weights", "A guard inside decoding"))
         return steps, skipped
+    room = fits(model, plan.samples)
+    writable = frozenset(i for i, sample in enumerate(plan.samples) if room[i] and sample.meta.get("copies") != 0)
+    if not writable:
+        skipped["guard"] = (
+            f"In capitals or with double spaces a suffix of {settings.suffix} tokens fills the {model.room} that {model.name} sees; "
+            "a shorter --suffix leaves room for a prompt."
+        )
+        return steps, skipped
     tokens = settings.guard_samples * written * len(TRANSFORMS)
-    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, False), **key)
-    add("guarded", "writing under guard", model, tokens, partial(_write, plan, model, job, True), **key)
+    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, writable, False), **key)
+    add("guarded", "writing under guard", model, tokens, partial(_write, plan, model, job, writable, True), **key)
     if plan.unprotected:
         words = sum(len(text.split()) for text in plan.unprotected)
         add("cost", "price of the guard", model, 2 * words, partial(_cost, plan, model), **key)
@@ -93,11 +101,15 @@ def _membership(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -
         )
 
 
-def _easiest(plan: AuditPlan, model: LanguageModel, job: Job, n: int, *, rarest: bool) -> list[PrefixSuffix]:
+def _easiest(
+    plan: AuditPlan, model: LanguageModel, job: Job, n: int, *, rarest: bool, among: frozenset[int] | None = None
+) -> list[PrefixSuffix]:
     """The passages that leak most easily: extracted ones first; among them the rarest (taken in turn from every kind of text), or
-    the likeliest."""
+    the likeliest. `among` are the numbers of those that may be chosen, None for all."""
     table = job.results[f"extraction.{slug(model.name)}"].table
     table = table.filter(pl.col("context") == table["context"].max()).filter(pl.col("copies").is_null() | (pl.col("copies") >= 1))
+    if among is not None:
+        table = table.filter(pl.col("sample").is_in(sorted(among)))
     order = [pl.col("extracted"), pl.col("matched")]
     if rarest:
         ranked = table.sort("extracted", pl.col("copies").fill_null(0), "matched", "sample", descending=[True, False, True, False])
@@ -112,8 +124,8 @@ def _leaks(plan: AuditPlan, model: LanguageModel, job: Job, progress: StepProgre
     return measure_leaks(model, chosen, plan.index, min_len=min(TRACED, plan.settings.suffix), progress=progress)
 
 
-def _write(plan: AuditPlan, model: LanguageModel, job: Job, guarded: bool, progress: StepProgress) -> Measurement:
-    chosen = _easiest(plan, model, job, plan.settings.guard_samples, rarest=False)
+def _write(plan: AuditPlan, model: LanguageModel, job: Job, writable: frozenset[int], guarded: bool, progress: StepProgress) -> Measurement:
+    chosen = _easiest(plan, model, job, plan.settings.guard_samples, rarest=False, among=writable)
     guard = MemFreeProcessor.for_model(model, plan.protected, plan.settings.guard_n) if guarded else None
     result = measure_approximate(model, chosen, guard=guard, progress=progress)
     if guard is not None:

@@ -48,6 +48,8 @@ class AuditSettings:
         for name in ("samples", "suffix", "guard_n", "guard_samples", "leaks"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 1.")
+        if self.seed < 0:
+            raise InputError(f"The seed is {self.seed}.", "Give an integer of at least 0.")
         if not self.contexts or min(self.contexts) < 1:
             raise InputError(f"contexts are {self.contexts}.", "Give at least one length, each at least 1 token.")
 
@@ -65,6 +67,7 @@ class AuditPlan:
     held_out: tuple[PrefixSuffix, ...]
     unprotected: tuple[str, ...]
     settings: AuditSettings
+    notes: tuple[str, ...] = ()  # where the audit is not what was asked for, and why
 
 
 def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], index: CorpusIndex) -> tuple[int, ...]:
@@ -73,7 +76,7 @@ def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], i
     Raises:
         InputError: none is left.
     """
-    room = min(model.context_length - int(model.prepends_bos) for model in models) - settings.suffix
+    room = min(model.room for model in models) - settings.suffix
     longest = index.longest_document - settings.suffix
     fitting = tuple(context for context in sorted(settings.contexts) if context <= min(room, longest))
     if not fitting:
@@ -83,6 +86,33 @@ def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], i
             "Ask for shorter contexts or a shorter suffix (--context, --suffix).",
         )
     return fitting
+
+
+def possible_sampler(sampler: Sampler, models: Sequence[LanguageModel]) -> Sampler:
+    """The sampler, or plain sampling at T=1 where a model gives log-probabilities but not the whole distribution that a cut needs."""
+    scored = [model for model in models if "logprobs" in model.capabilities]
+    return sampler if all("weights" in model.capabilities for model in scored) else Sampler()
+
+
+def departures(asked: AuditSettings, done: AuditSettings, passages: int) -> tuple[str, ...]:
+    """What the audit does otherwise than asked, in words."""
+    said = []
+    dropped = [context for context in sorted(asked.contexts) if context not in done.contexts]
+    if dropped:
+        said.append(
+            f"Prompts of {', '.join(map(str, dropped))} tokens were asked for and left out: with a suffix of {done.suffix} they fit no "
+            "document, or not the context of a model."
+        )
+    if asked.sampler != done.sampler:
+        said.append(
+            f"Many tries were asked for under {asked.sampler} and measured under {done.sampler}: a cut needs the whole distribution, "
+            "which the door to a model does not give."
+        )
+    if passages < asked.samples:
+        said.append(f"{asked.samples} passages were asked for; the corpus gave {passages} different ones.")
+    if asked.guard_n > max(done.contexts) + done.suffix:
+        said.append(f"The guard protects {asked.guard_n}-grams, longer than a prompt and its suffix here: it could not act.")
+    return tuple(said)
 
 
 def read_held_out(

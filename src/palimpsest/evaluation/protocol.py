@@ -21,7 +21,7 @@ from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_sampl
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CorpusError, InputError, StorageError
 from palimpsest.evaluation.measuring import plan_steps
-from palimpsest.evaluation.plan import AuditPlan, AuditSettings, fitting_contexts, read_held_out
+from palimpsest.evaluation.plan import AuditPlan, AuditSettings, departures, fitting_contexts, possible_sampler, read_held_out
 from palimpsest.evaluation.record import AuditRecord, slug
 from palimpsest.evaluation.steps import Job, JobProgress
 from palimpsest.evaluation.verdict import compose
@@ -85,7 +85,8 @@ def run_audit(
     names = [model.name for model in audited]
     if len({slug(name) for name in names}) < len(names) or not set(twins) <= set(names):
         raise InputError(
-            f"The audited models are {names}, the references are for {sorted(twins)}.", "Give every audited model its own name."
+            f"The audited models are called {', '.join(names)}, the references are for: {', '.join(sorted(twins)) or 'none'}.",
+            "Every audited model needs a name of its own: that of its folder, or what follows # in an endpoint's address.",
         )
     with claimed(out) as folder:
         index = open_corpus(corpus, audited[0], folder / "index", progress)
@@ -93,6 +94,9 @@ def run_audit(
         for model in everyone:
             if index.tokenizer_fingerprint is not None:
                 model.tokenizer.require_same(index.tokenizer_fingerprint, f"the index {index.path}")
+        asked = settings
+        settings = replace(settings, sampler=possible_sampler(settings.sampler, audited))
+        drawn = samples is None
         if samples is None:
             settings = replace(settings, contexts=fitting_contexts(settings, everyone, index))
             samples = corpus_samples(index, settings.samples, max(settings.contexts), settings.suffix, settings.seed)
@@ -106,6 +110,7 @@ def run_audit(
             held_out=tuple(read_held_out(held_out, audited[0], settings)),
             unprotected=tuple(unprotected),
             settings=settings,
+            notes=departures(asked, settings, len(samples) if drawn else asked.samples),
         )
         job = Job(folder / "measurements", progress)
         steps, skipped = plan_steps(plan, job)

@@ -83,10 +83,11 @@ def level_of(excess: float) -> str:
 def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: float) -> list[str]:
     rows = record.extracted(worst)
     hits = int(rows["extracted"].sum())
+    reference = record.plan.references.get(worst.name)
     said = [
         f"Shown {record.context} tokens of a passage, {worst.name} writes the next {record.plan.settings.suffix} to the letter for "
         f"{count_of(hits, len(rows))} passages of the corpus ({percent(rate.estimate)})."
-        + (f" A twin that never saw them writes {percent(floor)}." if worst.name in record.plan.references else "")
+        + (f" The reference {reference.name}, which never saw them, writes {percent(floor)}." if reference else "")
     ]
     if not rows["copies"].is_null().all() and rows["copies"].n_unique() > 1:  # type: ignore[union-attr]
         half = [
@@ -145,6 +146,7 @@ def _tiles(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: flo
 def _limits(record: AuditRecord) -> list[str]:
     plan = record.plan
     said = [
+        *plan.notes,
         "A passage that did not come out here may come out with another prompt, more tries or another sampler: these are lower bounds.",
         "Copies are counted to the token in the corpus that was given; near-copies and copies in other training data are not.",
         "The guard stops protected n-grams of tokens; the same words in another spelling or casing pass it.",

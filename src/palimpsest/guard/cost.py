@@ -92,7 +92,7 @@ def measure_guard_cost(
 
 def _price(model: HFModel, grams: NgramSource, row: np.ndarray) -> dict[str, float]:
     """The sums of one text."""
-    room = min(model.context_length - int(model.prepends_bos), PIECE)
+    room = min(model.room, PIECE)
     if room < 2:
         raise InputError(f"{model.name} sees {model.context_length} tokens.", "It needs at least 2 beside BOS.")
     totals = dict.fromkeys(("tokens", "blocked", "banned_mass", "nll", "nll_open", "nll_guarded"), 0.0)

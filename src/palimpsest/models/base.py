@@ -110,6 +110,11 @@ class LanguageModel(ABC):
     prepends_bos: bool
 
     @property
+    def room(self) -> int:
+        """The most tokens of text that can be scored at once."""
+        return self.context_length - int(self.prepends_bos)
+
+    @property
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over the parameters (or of the endpoint's address and model name)."""

@@ -97,6 +97,11 @@ class EndpointModel(LanguageModel):
         base_url, _, name = url.partition("#")
         return cls(base_url, name or only_model(base_url), tokenizer, **options)
 
+    @property
+    def room(self) -> int:
+        """As the base class says, less the token that the server writes after what it scores."""
+        return super().room - 1
+
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """SHA-256 of address and model name: a server's weights cannot be seen."""
@@ -128,8 +133,7 @@ class EndpointModel(LanguageModel):
         for sampler in samplers:
             if sampler not in (GREEDY, ANY):
                 raise self.lacks("weights", f"the log-probability under {sampler}")
-        beside = int(self.prepends_bos) + 1  # BOS, and the token that the server writes
-        rows = check_rows(batch_ids, self.tokenizer.vocab_size, self.context_length, beside)
+        rows = check_rows(batch_ids, self.tokenizer.vocab_size, self.context_length, self.context_length - self.room)
         starts = check_starts(start, rows)
         found = self._each(lambda index: self._score_row(index, rows[index]), len(rows), progress)
         logprobs = [values[first - 1 :] for (values, _), first in zip(found, starts, strict=True)]

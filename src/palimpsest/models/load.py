@@ -37,6 +37,8 @@ def load_model(
     tokenizer: Tokenizer | AnyPath | None = None,
     batch_tokens: int | None = None,
     bos: str = "auto",
+    timeout: float = 60.0,
+    concurrency: int = 4,
     progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Opens the door to a causal language model.
@@ -48,6 +50,7 @@ def load_model(
             none, so there it must be given.
         batch_tokens: see `HFModel`; an endpoint takes one row at a time and ignores it.
         bos: whether BOS stands before every sequence: "auto" (as the tokenizer does), "always" or "never".
+        timeout, concurrency: of an endpoint: seconds that one answer may take, and requests under way at once.
         progress: called with a few words at every stage of fetching and converting.
 
     Raises:
@@ -64,9 +67,9 @@ def load_model(
         if tokenizer is None:
             raise InputError(
                 f"The endpoint {text} was given without a tokenizer.",
-                "Give tokenizer=, its own tokenizer.json, folder or known name: completions are text, tokens are counted here.",
+                "Give its own (--tokenizer, in Python tokenizer=): a tokenizer.json, a folder or a known name; tokens are counted here.",
             )
-        return EndpointModel.from_url(text, read_tokenizer(tokenizer), bos=bos)
+        return EndpointModel.from_url(text, read_tokenizer(tokenizer), bos=bos, timeout=timeout, concurrency=concurrency)
     path = Path(text).expanduser()
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_tokens": batch_tokens, "bos": bos}
     if path.is_file():

@@ -76,6 +76,9 @@ def render(audit: Mapping[str, Any], out: str | os.PathLike[str]) -> Path:
     out = Path(out)
     with storage_errors(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (out / "figures").iterdir():  # an earlier audit may have had figures that this one has not
+            if old.suffix in (".svg", ".png") and old.name not in files:
+                old.unlink()
     for name, content in files.items():
         write_bytes(out / "figures" / name, content)
     write_text(out / "index.html", html)
