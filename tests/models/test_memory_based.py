@@ -9,7 +9,7 @@ from math import log2
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from palimpsest.corpus import Document
 from palimpsest.errors import CorpusError, InputError
@@ -165,6 +165,7 @@ def test_without_backoff_the_vote_is_the_distribution(docs, contexts, n, algorit
 
 @settings(max_examples=40)
 @given(st.lists(documents, min_size=1, max_size=5), queries, st.integers(0, 3), st.sampled_from(ALGORITHMS))
+@example([[[0, 0, 0, 0]], [[1]]], [[1]], 1, "igtree")  # a token that the larger index does not know
 def test_learning_in_pieces_is_learning_at_once(pieces, contexts, n, algorithm):
     whole = MemoryBasedLM(n, algorithm).fit([doc for docs in pieces for doc in docs], vocab_size=9)
     parts = MemoryBasedLM(n, algorithm).fit(pieces[0], vocab_size=9)

@@ -118,9 +118,15 @@ class WindowIndex:
         """Where `pad` stands in `tokens`: int64 (documents + 1,)."""
         return np.flatnonzero(self.tokens == self.pad)
 
+    @property
+    def frequency(self) -> np.ndarray:
+        """How often every class occurs: int64 (kinds,)."""
+        starts = self.class_starts.astype(np.int64)
+        return starts[1:] - starts[:-1]
+
     @cached_property
     def _root(self) -> tuple[int, int]:
-        counts = np.diff(self.class_starts.astype(np.int64))
+        counts = self.frequency
         most = np.flatnonzero(counts == counts.max(initial=0))
         return int(most[0]) if most.size == 1 else self.pad, int(np.count_nonzero(counts))
 

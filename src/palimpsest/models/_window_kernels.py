@@ -166,8 +166,9 @@ def descend(
         for level in range(features.size):
             value = contexts[q, level]
             if level == 0:
-                value = kinds if value == pad else value
-                if value < 0 or value > kinds:
+                if value == pad:
+                    value = kinds
+                elif value < 0 or value >= kinds:  # learnt after this index was sorted
                     break
                 left, right = np.int64(starts[value]), np.int64(starts[value + 1])
             else:

@@ -1,7 +1,7 @@
 """`load_model`: one name in, one door out.
 
-A path that exists is a folder or a GGUF file; `http://…` is an endpoint; a name of the registry is fetched on first use; anything
-else of the form `owner/name` is looked for on the hub, in the local cache first.
+A path that exists is a folder or a GGUF file; `http://…` is an endpoint; `memory:…` is a memory-based model; a name of the registry is
+fetched on first use; anything else of the form `owner/name` is looked for on the hub, in the local cache first.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from palimpsest.models.base import LanguageModel
 from palimpsest.models.endpoint import EndpointModel
 from palimpsest.models.gguf import gguf_folder
 from palimpsest.models.hf import HFModel
+from palimpsest.models.memory_door import MemoryModel
+from palimpsest.models.memory_files import is_memory
 from palimpsest.models.quiet import quiet
 from palimpsest.models.registry import KNOWN, fetch
 from palimpsest.tokenizer import Tokenizer
 
 AnyPath = str | os.PathLike[str]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+MEMORY = "memory:"
 HUB_TIMEOUT = 5.0  # seconds that one question to the hub may take
 
 
@@ -45,10 +48,11 @@ def load_model(
 
     Args:
         spec: a known name ("smollm2-135m", fetched on first use), a folder written by `save_pretrained`, a `.gguf` file, a hub id
-            ("owner/name"), or an OpenAI-compatible endpoint ("http://host:port/v1#name").
+            ("owner/name"), an OpenAI-compatible endpoint ("http://host:port/v1#name"), or the folder of a memory-based model
+            ("memory:folder", see `MemoryModel`).
         tokenizer: a `Tokenizer`, a `tokenizer.json`, a folder or a known name; by default the model's own. An endpoint has
             none, so there it must be given.
-        batch_tokens: see `HFModel`; an endpoint takes one row at a time and ignores it.
+        batch_tokens: see `HFModel`; an endpoint takes one row at a time and ignores it, and so does a memory-based model.
         bos: whether BOS stands before every sequence: "auto" (as the tokenizer does), "always" or "never".
         timeout, concurrency: of an endpoint: seconds that one answer may take, and requests under way at once.
         progress: called with a few words at every stage of fetching and converting.
@@ -70,6 +74,11 @@ def load_model(
                 "Give its own (--tokenizer, in Python tokenizer=): a tokenizer.json, a folder or a known name; tokens are counted here.",
             )
         return EndpointModel.from_url(text, read_tokenizer(tokenizer), bos=bos, timeout=timeout, concurrency=concurrency)
+    if text.startswith(MEMORY):
+        if not is_memory(Path(text.removeprefix(MEMORY)).expanduser()):
+            raise ModelNotFoundError(f"There is no model {text!r}: no memory-based model stands there.", _what_there_is())
+        own = read_tokenizer(tokenizer) if tokenizer is not None else None
+        return MemoryModel.open(Path(text.removeprefix(MEMORY)).expanduser(), own, bos=bos)
     path = Path(text).expanduser()
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_tokens": batch_tokens, "bos": bos}
     if path.is_file():
@@ -172,7 +181,7 @@ def _require_on_hub(name: str) -> None:
 
 
 def _what_there_is() -> str:
-    return f"Known names: {', '.join(sorted(KNOWN))}. Or give a folder, a .gguf file, a hub id, or http://host:port/v1#name."
+    return f"Known names: {', '.join(sorted(KNOWN))}. Or give a folder, a .gguf file, a hub id, http://host:port/v1#name or memory:folder."
 
 
 def _first_line(error: BaseException) -> str:

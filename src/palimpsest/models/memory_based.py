@@ -29,6 +29,7 @@ with the votes of the deepest one. *Windowing*: OLIFANT leaves out the last toke
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -173,6 +174,21 @@ class MemoryBasedLM:
         other = MemoryBasedLM(**self.settings)
         other.tokenizer, other.vocab_size, other.memory = self.tokenizer, self.vocab_size, self.memory.copy()
         return other._learn(docs, overlay=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to a folder; see `memory_files`."""
+        from palimpsest.models.memory_files import save_memory
+
+        save_memory(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], mode: Literal["mmap", "ram"] = "mmap", verify: bool | Literal["auto"] = "auto"
+    ) -> MemoryBasedLM:
+        """Opens what `save` wrote, by default without reading it into memory; see `memory_files`."""
+        from palimpsest.models.memory_files import load_memory
+
+        return load_memory(path, mode, verify)
 
     def _learn(self, docs: Docs, *, overlay: bool = False) -> MemoryBasedLM:
         found = list(self._rows(docs))
