@@ -202,9 +202,7 @@ class MemoryView(PreTrainedModel, GenerationMixin):
             logits.append(log_probabilities(model, [row[max(0, length - model.n) : max(0, length)] for length in lengths]))
         return CausalLMOutput(logits=torch.stack(logits))
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, attention_mask: Any = None, **_: Any) -> dict[str, Any]:  # type: ignore[override]
         """Only the next token is wanted, and there is nothing to keep from one step to the next."""
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
 
