@@ -115,7 +115,7 @@ class Memory:
         if self.weighting == "none":
             return np.ones(self.n)
         gain, split = gain_ratios(tokens, self.kinds, self.n)
-        return gain if self.weighting == "ig" else np.divide(gain, split, out=np.zeros(self.n), where=split > np.finfo(np.float64).eps)
+        return gain if self.weighting == "ig" else np.divide(gain, split, out=np.zeros(self.n), where=split > 0)
 
     # --- ids and codes ------------------------------------------------------------------------------------------------------------
 

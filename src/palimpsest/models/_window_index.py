@@ -30,6 +30,7 @@ from palimpsest.models._neighbours import nearest
 from palimpsest.models._ragged import Votes, count_stretches
 
 BEGINNING, UNKNOWN = -2, -1  # in a context: before the document; a token that no document holds
+ROUNDING = 1e-10  # bits; differences of large sums that are smaller mean 0
 MAX_LENGTH = (1 << 32) - 1
 ARRAYS = ("tokens", "order", "occurrences", "starts", "class_starts", "node_lo", "node_top", "node_classes", "borders")
 
@@ -224,9 +225,9 @@ def gain_ratios(tokens: np.ndarray, kinds: int, n: int) -> tuple[np.ndarray, np.
         starts = kernels.sort_by(tokens, instances, j + 1, kinds, pad, ordered)
         values = _sum(np.diff(starts))
         pairs = kernels.sum_over_pairs(tokens, ordered, starts, kinds)
-        gain[j] = max(0.0, (pairs - values - spread) / total + np.log2(total))
+        gain[j] = (pairs - values - spread) / total + np.log2(total)
         split[j] = np.log2(total) - values / total
-    return gain, split
+    return np.where(gain > ROUNDING, gain, 0.0), np.where(split > ROUNDING, split, 0.0)
 
 
 def _sum(counts: np.ndarray) -> float:
