@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "trace": ("palimpsest.cli.trace", "trace", "What of a text stands word for word in a corpus, and in which documents."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
+    "mblm": ("palimpsest.cli.mblm", "app", "Train and ask a memory-based language model."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
     "lab": ("palimpsest.cli.lab", "app", "Train the planted twin models: the laboratory."),
     "systems": ("palimpsest.cli.systems", "systems", "The catalogue of 119 published systems and how far each is."),

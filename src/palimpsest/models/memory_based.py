@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +40,7 @@ from palimpsest.corpus.staging import batches
 from palimpsest.corpus.tokens import encode_documents
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.models import _ragged as ragged
+from palimpsest.models._explanation import Neighbour, explain
 from palimpsest.models._memory import Contexts, Memory
 from palimpsest.models._ragged import Votes
 from palimpsest.models._voting import DECAYS, Voting, deepest
@@ -56,30 +56,6 @@ CHOICES = {
 MAX_FEATURES = 255
 BLOCK = 256  # contexts whose neighbours are held at once
 DENSE = 1 << 24  # the largest vocabulary of which whole rows of probabilities are made
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A training position that an answer comes from.
-
-    Attributes:
-        token: what stands there: its vote.
-        distance: weight of the features in which its context differs from the one asked about.
-        matched: numbers of the features that agree, 1 being the token next to the vote.
-        window: the n ids before it, oldest first; None before its document.
-        position: how many tokens were learnt before it.
-        document, offset: the number of its document, and its place there.
-        source: the document's name.
-    """
-
-    token: int
-    distance: float
-    matched: tuple[int, ...]
-    window: tuple[int | None, ...]
-    position: int
-    document: int
-    offset: int
-    source: str
 
 
 class MemoryBasedLM:
@@ -276,26 +252,15 @@ class MemoryBasedLM:
             raise CorpusError("There is nothing to evaluate: the documents have no tokens.", "Give at least one token.")
         return {"tokens": total, "accuracy": hits / total, "nll": loss / total, "n_zero": zero, "depth": deep / total}
 
-    def explain(self, context: Sequence[int] | np.ndarray, top: int = 10) -> list[Neighbour]:
-        """The training positions that have a vote after `context`, the nearest first, then the earliest; at most `top`."""
-        if top < 1:
-            raise InputError(f"top is {top}.", "Give at least 1.")
-        codes = self.memory.encode([context])
-        nodes, sizes = self.memory.descend(codes)
-        rings = int(self._voting.vote(codes, nodes, sizes).rings[0])
-        members = self._voting.neighbours(codes, nodes, sizes, rings)
-        number = np.repeat(np.arange(len(members)), [places.size for _, places, _ in members])
-        place, gap = (np.concatenate(column) for column in list(zip(*members, strict=True))[1:])
-        nearest = np.lexsort((place, number, np.round(gap, 9)))[:top]
-        asked = [int(token) for token in reversed(context)]
-        asked += [None] * (self.n - len(asked))  # type: ignore[list-item]
-        out = []
-        for i in nearest.tolist():
-            facts = self.memory.locate(int(number[i]), int(place[i]))
-            own = facts["window"][::-1]
-            matched = tuple(j + 1 for j in range(self.n) if own[j] == asked[j])
-            out.append(Neighbour(distance=float(gap[i]), matched=matched, **facts))
-        return out
+    def explain(self, context: Sequence[int] | np.ndarray, top: int = 10, token: int | None = None) -> list[Neighbour]:
+        """The training positions that have a vote after `context`, the nearest first, then the earliest.
+
+        Args:
+            context: ids, oldest first.
+            top: at most so many.
+            token: only those that vote for this one.
+        """
+        return explain(self._voting, context, top, token)
 
     @property
     def _voting(self) -> Voting:

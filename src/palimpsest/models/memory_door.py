@@ -23,7 +23,7 @@ import torch
 from transformers import GenerationMixin, LogitsProcessor, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from palimpsest.errors import InputError
+from palimpsest.errors import CapabilityError, InputError
 from palimpsest.files import sha256_json
 from palimpsest.models.base import LanguageModel, Progress, Sampler, Scores
 from palimpsest.models.batching import check_rows, check_starts
@@ -95,6 +95,10 @@ class MemoryModel(LanguageModel):
     def fingerprint(self) -> str:  # type: ignore[override]
         """SHA-256 of the model (see `memory_files.fingerprint`), the tokenizer and what it remembers while it writes."""
         return sha256_json({"model": fingerprint(self.model), "tokenizer": self.tokenizer.fingerprint, "remember": self.remember})
+
+    def lacks(self, capability: str, need: str) -> CapabilityError:
+        """As the base class says; there are no weights to be loaded."""
+        return CapabilityError(super().lacks(capability, need).problem, "A memory-based model has none: measure this on a transformer.")
 
     def score(
         self,

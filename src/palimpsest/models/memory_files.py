@@ -43,6 +43,13 @@ def is_memory(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raises `InputError` when `folder` is neither free nor a memory-based model, which alone may be replaced."""
+    with storage_errors(folder):
+        if folder.exists() and not is_memory(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is there already and holds no memory-based model.", "Choose another folder.")
+
+
 def fingerprint(model: MemoryBasedLM) -> str:
     """SHA-256 (hex) of the settings, the vocabulary's size, the tokenizer and the documents in the order of learning."""
     content = hashlib.sha256()
@@ -65,10 +72,9 @@ def save_memory(model: MemoryBasedLM, path: str | os.PathLike[str]) -> None:
         StorageError: no space or no permission.
     """
     folder = Path(path)
+    refuse_foreign(folder)
     model.memory.settle(whole=True)
     with storage_errors(folder):
-        if folder.exists() and not is_memory(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} is there already and holds no memory-based model.", "Choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
     arrays = {**model.memory.parts[0].arrays(), "ids": model.memory.ids}
     require_space(folder, sum(array.nbytes for array in arrays.values()))
