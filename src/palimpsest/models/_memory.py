@@ -162,18 +162,23 @@ class Memory:
         """
         self.settle()
         if isinstance(contexts, np.ndarray) and contexts.ndim == 2:
-            table = _ids(contexts)[:, max(0, contexts.shape[1] - self.n) :]
-            filled = np.full((len(contexts), self.n), BEGINNING)
-            filled[:, self.n - table.shape[1] :] = self.codes(table)
+            flat = _ids(contexts).reshape(-1)
+            ends = np.arange(1, len(contexts) + 1) * contexts.shape[1]
+        elif isinstance(contexts, str | bytes | np.ndarray):
+            raise InputError("A list of contexts is expected.", "Give rows of ids: [ids].")
         else:
-            if isinstance(contexts, str | bytes | np.ndarray):
-                raise InputError("A list of contexts is expected.", "Give rows of ids: [ids].")
-            rows = [_row(row)[max(0, len(row) - self.n) :] for row in contexts]
-            filled = np.full((len(rows), self.n), BEGINNING)
-            known = np.split(self.codes(np.concatenate(rows or [np.empty(0, np.int64)])), np.cumsum([row.size for row in rows])[:-1])
-            for line, row in zip(filled, known, strict=bool(rows)):
-                line[self.n - row.size :] = row
-        return np.ascontiguousarray(filled[:, ::-1][:, self.features - 1])
+            try:
+                lengths = np.fromiter(map(len, contexts), np.int64, len(contexts))
+                flat = _ids(np.concatenate([row for row in contexts if len(row)] or [np.empty(0, np.int64)]))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"The contexts are not rows of ids: {error}", "Give flat rows of integers.") from error
+            ends = np.cumsum(lengths)
+            if flat.shape != (lengths.sum(),):
+                raise InputError("A context is not a flat row of ids.", "Give flat rows of integers.")
+        begins = np.concatenate([[0], ends[:-1]]) if ends.size else ends
+        at = ends[:, None] - self.features  # feature j stands j places before the end of its row
+        codes = self.codes(flat[np.clip(at, 0, max(0, flat.size - 1))]) if flat.size else np.empty(at.shape, np.int64)
+        return np.where(at >= begins[:, None], codes, BEGINNING)
 
     def windows(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The features int64 (T, n) of every position of a document, as `encode` gives them, and the classes int64 (T,)."""
@@ -206,7 +211,7 @@ class Memory:
         votes = counted[0]
         if len(counted) > 1:
             offsets, classes, count = ragged.stack(counted)
-            votes = ragged.add_equal(offsets, classes, count, self.kinds)
+            votes = ragged.add_equal(offsets, classes, count, self.kinds, True)
         root = np.flatnonzero(level == 0)
         if root.size:  # known, and long to count
             classes = np.flatnonzero(self.frequency)

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 
 from palimpsest.models._ragged import EQUAL, note
-from palimpsest.models._window_kernels import feature
+from palimpsest.models._window_kernels import agrees
 
 
 @njit(cache=True, inline="always")
@@ -28,14 +28,18 @@ def _gap(
     weights: np.ndarray,
     pad: int,
     context: np.ndarray,
+    first: int,
     fixed: int,
     read: np.ndarray,
     limit: float,
 ) -> float:
-    """The distance of the window at `t`; −1 when it is beyond `limit`, differs in a fixed feature, or has been met in another list."""
+    """The distance of the window at `t`; −1 when it is beyond `limit`, differs in a fixed feature, or has been met in another list.
+
+    Features before `first` are known to agree.
+    """
     gap = 0.0
-    for i in range(features.size):
-        if feature(tokens, t, features[i], pad) == context[i]:
+    for i in range(first, features.size):
+        if agrees(tokens, t, features[i], context[i], pad):
             if read[i]:
                 return -1.0
         elif i < fixed:
@@ -146,9 +150,9 @@ def nearest(
                         continue
                 else:
                     t = np.int64(order[occurrences[np.int64(class_starts[value]) + k]]) + back
-                    if t >= tokens.size or tokens[t] == pad or feature(tokens, t, back, pad) != value:
+                    if t >= tokens.size or tokens[t] == pad or not agrees(tokens, t, back, value, pad):
                         continue  # the document ends before
-                gap = _gap(tokens, t, features, weights, pad, context, fixed[q], read, limit)
+                gap = _gap(tokens, t, features, weights, pad, context, fixed[q] if last else 0, fixed[q], read, limit)
                 if gap >= 0:
                     found[used], gaps[used] = t, gap
                     used += 1

@@ -97,8 +97,8 @@ def replace_rows(table: Votes, rows: np.ndarray, by: Votes) -> Votes:
 
 
 @njit(cache=True, nogil=True)
-def add_equal(offsets: np.ndarray, classes: np.ndarray, votes: np.ndarray, kinds: int) -> Votes:
-    """Adds up the votes for equal classes (below `kinds`) of a row; classes then ascend within a row."""
+def add_equal(offsets: np.ndarray, classes: np.ndarray, votes: np.ndarray, kinds: int, ascending: bool) -> Votes:
+    """Adds up the votes for equal classes (below `kinds`) of a row; classes then ascend within a row, if that is wanted."""
     sums, seen = np.zeros(kinds, np.float64), np.zeros(kinds, np.bool_)
     borders = np.zeros(offsets.size, np.int64)
     found, total = np.empty(classes.size, np.int64), np.empty(classes.size, np.float64)
@@ -112,7 +112,8 @@ def add_equal(offsets: np.ndarray, classes: np.ndarray, votes: np.ndarray, kinds
                 found[used] = c
                 used += 1
             sums[c] += votes[i]
-        found[begin:used].sort()
+        if ascending:
+            found[begin:used].sort()
         for i in range(begin, used):
             total[i] = sums[found[i]]
             sums[found[i]], seen[found[i]] = 0.0, False

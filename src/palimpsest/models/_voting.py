@@ -37,7 +37,7 @@ class Ballot:
         votes: a ragged table of codes and votes.
         winner: int64 (Q,), the code that wins.
         rings: int64 (Q,), how many distinct distances have a vote.
-        on_path: bool (Q,), whether the voters are just the instances of the deepest node.
+        on_path: bool (Q,), whether the voters are just the instances of the deepest node; all False unless that was asked.
     """
 
     votes: Votes
@@ -55,21 +55,28 @@ class Voting:
     k: int
     decay: str
 
-    def vote(self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray) -> Ballot:
-        """Holds the vote; `nodes` and `sizes` are what `Memory.descend` says of the contexts `codes` (Q, n)."""
+    def vote(self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray, *, compare: bool = False, ascending: bool = True) -> Ballot:
+        """Holds the vote.
+
+        Args:
+            codes: contexts int64 (Q, n).
+            nodes, sizes: what `Memory.descend` says of them.
+            compare: whether to find out `on_path`.
+            ascending: whether the codes of a vote are to ascend.
+        """
         depth = deepest(sizes)
         if self.algorithm == "igtree":
             votes = self.memory.votes(nodes, depth)
             winner, _ = self._elect(votes)
             return Ballot(votes, winner, np.ones_like(depth), np.ones(depth.size, np.bool_))
-        votes, on_path = self._ask(codes, nodes, sizes, self.k)
+        votes, on_path = self._ask(codes, nodes, sizes, self.k, compare, ascending)
         winner, tied = self._elect(votes)
         ballot = Ballot(votes, winner, np.full(depth.size, self.k), on_path)
         if self.algorithm == "tribl2":
             tied &= depth < self.memory.n
         again = np.flatnonzero(tied & ~_blank(codes))
         if again.size:
-            wider, on_path = self._ask(codes[again], _rows(nodes, again), sizes[again], self.k + 1)
+            wider, on_path = self._ask(codes[again], _rows(nodes, again), sizes[again], self.k + 1, compare, ascending)
             winner, tied = self._elect(wider)
             settled = np.flatnonzero(~tied)
             ballot.votes = ragged.replace_rows(votes, again[settled], ragged.take_rows(wider, settled))
@@ -82,7 +89,7 @@ class Voting:
         """The codes that win after the contexts: int64 (Q,). For igtree mostly without counting, for the winners of nodes are stored."""
         nodes, sizes = self.memory.descend(codes)
         if self.algorithm != "igtree":
-            return self.vote(codes, nodes, sizes).winner
+            return self.vote(codes, nodes, sizes, ascending=False).winner
         depth = deepest(sizes)
         rows = np.arange(depth.size)
         winner = np.full(depth.size, UNKNOWN)
@@ -115,7 +122,9 @@ class Voting:
     def _elect(self, votes: Votes) -> tuple[np.ndarray, np.ndarray]:
         return ragged.elect(*votes, self.memory.frequency, self.memory.ids)
 
-    def _ask(self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray, rings: int) -> tuple[Votes, np.ndarray]:
+    def _ask(
+        self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray, rings: int, compare: bool, ascending: bool
+    ) -> tuple[Votes, np.ndarray]:
         """The votes of the `rings` nearest distances, and whether the voters are the instances of the deepest node."""
         blank = np.flatnonzero(_blank(codes))
         known = nodes
@@ -133,11 +142,12 @@ class Voting:
         distances = ragged.smallest_distinct(offsets, gaps, rings)
         near, far = distances[:, 0], np.where(np.isfinite(distances), distances, -np.inf).max(axis=1)
         weights = DECAYS[self.decay](gaps, np.repeat(near, lengths), np.repeat(far, lengths))
-        votes = ragged.add_equal(offsets, classes, weights, self.memory.kinds)
+        votes = ragged.add_equal(offsets, classes, weights, self.memory.kinds, ascending)
         rows, depth = np.arange(len(codes)), deepest(sizes)
-        on_path = np.full(rows.size, self.decay == "none")
+        on_path = np.full(rows.size, compare and self.decay == "none")
         for part, (offsets, places, _), (lo, hi) in zip(self.memory.parts, found, nodes, strict=True):
-            on_path &= ragged.are_stretches(offsets, places, part.order, lo[rows, depth], hi[rows, depth])
+            if on_path.any():
+                on_path &= ragged.are_stretches(offsets, places, part.order, lo[rows, depth], hi[rows, depth])
         if blank.size:
             votes = ragged.replace_rows(votes, blank, self.memory.votes(_rows(nodes, blank), np.zeros_like(blank)))
             on_path[blank] = True

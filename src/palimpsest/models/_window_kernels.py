@@ -33,6 +33,14 @@ def feature(tokens: np.ndarray, t: Any, back: int, pad: int) -> Any:
     return np.int64(tokens[t - back])
 
 
+@njit(cache=True, inline="always")
+def agrees(tokens: np.ndarray, t: Any, back: int, value: int, pad: int) -> bool:
+    """Whether `feature(tokens, t, back, pad) == value`; most often one look tells."""
+    if value != pad and (t < back or tokens[t - back] != value):
+        return False
+    return feature(tokens, t, back, pad) == value
+
+
 @njit(cache=True, nogil=True)
 def sort_by(tokens: np.ndarray, order: np.ndarray, back: int, kinds: int, pad: int, out: np.ndarray) -> np.ndarray:
     """Writes `order` to `out`, sorted by one feature (by class for `back` 0), equal ones as they were: one pass of a radix sort.

@@ -54,7 +54,7 @@ CHOICES = {
     "backoff": ("interpolate", "stop"),
 }
 MAX_FEATURES = 255
-BLOCK = 256  # contexts whose neighbours are held at once
+BLOCK = 1024  # contexts whose neighbours are held at once
 DENSE = 1 << 24  # the largest vocabulary of which whole rows of probabilities are made
 
 
@@ -308,7 +308,7 @@ class MemoryBasedLM:
 
     def _on_top(self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray) -> Votes:
         """The votes that stand above the path in the tree: none where the voters are its deepest node and have been counted there."""
-        ballot = self._voting.vote(codes, nodes, sizes)
+        ballot = self._voting.vote(codes, nodes, sizes, compare=self.backoff == "interpolate")
         if self.backoff == "stop":
             return ballot.votes
         rows = np.flatnonzero(ballot.on_path)
