@@ -194,6 +194,29 @@ def same_answers(one, other, contexts):
     assert len(one.memory.sources) == len(other.memory.sources)
 
 
+@settings(max_examples=25)
+@given(documents, documents, queries, st.sampled_from(ALGORITHMS))
+def test_what_is_forgotten_was_never_learnt(kept, gone, contexts, algorithm):
+    named = [Document("kept", ids=np.array(doc, np.int64)) for doc in kept] + [
+        Document("gone", ids=np.array(doc, np.int64)) for doc in gone
+    ]
+    named = [named[i] for i in np.random.default_rng(len(contexts)).permutation(len(named))]
+    first = Document("kept", ids=np.array([3, 1, 4, 1]))
+    model = MemoryBasedLM(2, algorithm).fit([first, *named[:2]], vocab_size=9).partial_fit(named[2:])
+    model.forget(["gone"] if "gone" in model.memory.sources else [])
+    same_answers(model, MemoryBasedLM(2, algorithm).fit([first, *(doc for doc in named if doc.id == "kept")], vocab_size=9), contexts)
+
+
+def test_one_cannot_forget_everything_or_what_is_not_there():
+    model = MemoryBasedLM(2).fit([Document("a", ids=np.array([1, 2])), Document("b", ids=np.array([], np.int64))])
+    with pytest.raises(InputError, match="no document 'c'"):
+        model.forget(["a", "c"])
+    with pytest.raises(CorpusError, match="Nothing would be left"):
+        model.forget(["a"])
+    assert model.predict([[1]]).tolist() == [2]
+    assert model.forget(["b"]).memory.sources == ["a"]
+
+
 def zipf(seed, length, kinds=300):
     """Tokens as unevenly distributed as words, each depending on the one before."""
     rng = np.random.default_rng(seed)

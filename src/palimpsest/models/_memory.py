@@ -10,7 +10,8 @@ any number of additions are those after one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,12 @@ class Memory:
         while not overlay and self.parts and (not len(part) or len(self.parts[-1]) < MERGE_RATIO * len(part)):
             part = WindowIndex.sort(join([self.parts.pop(), part]), self.kinds, self.features)
         self.parts.append(part)
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """The ids u32 of every document, in the order of `sources`."""
+        for part in self.parts:
+            for begin, end in pairwise(part.separators.tolist()):
+                yield self.ids[part.tokens[begin + 1 : end]]
 
     def copy(self) -> Memory:
         """Another memory of the same documents, to which more can be added; nothing is copied that does not change."""

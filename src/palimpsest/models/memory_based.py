@@ -30,7 +30,7 @@ with the votes of the deepest one. *Windowing*: OLIFANT leaves out the last toke
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -143,6 +143,25 @@ class MemoryBasedLM:
     def partial_fit(self, docs: Docs) -> MemoryBasedLM:
         """Learns `docs` in addition: the answers are then those of one `fit` to everything. See `_memory` for what it costs."""
         return self._learn(docs)
+
+    def forget(self, sources: Iterable[str]) -> MemoryBasedLM:
+        """Forgets the documents of these names: the model is then one that was fitted to the others alone.
+
+        Everything that is left is sorted anew; `vocab_size` stays.
+
+        Raises:
+            InputError: a name that no document has.
+            CorpusError: nothing would be left.
+        """
+        gone = set(sources)
+        if unknown := gone - set(self.memory.sources):
+            raise InputError(f"There is no document {min(unknown)!r} to forget.", "Give names that are in memory.sources.")
+        rows = [(row, name) for row, name in zip(self.memory.documents(), self.memory.sources, strict=True) if name not in gone]
+        if not any(row.size for row, _ in rows):
+            raise CorpusError("Nothing would be left of the model.", "Keep at least one document with one token.")
+        self.memory = Memory(self.n, self.weighting)
+        self.memory.learn([row for row, _ in rows], [name for _, name in rows])
+        return self
 
     def remembering(self, docs: Docs) -> MemoryBasedLM:
         """A model that also knows `docs`, under the weights of this one, which stays as it is; both share what this one knows."""
