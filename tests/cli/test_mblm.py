@@ -47,6 +47,8 @@ def test_train_learns_every_token(place, tmp_path, tiny_tokenizer):
     assert (card["documents"], card["algorithm"], card["k"], card["decay"], card["n"]) == (2, "ib1", 2, "linear", 2)
     assert card["feature_weights"] == [1, 1]
     assert card["bytes"] == sum(path.stat().st_size for path in (tmp_path / "m").iterdir())
+    tokenizer = next(path for path in (tmp_path / "m").iterdir() if path.name.startswith("tokenizer."))
+    assert card["bytes_per_token"] == (card["bytes"] - tokenizer.stat().st_size) / card["tokens"]
     assert MemoryBasedLM.load(tmp_path / "m").settings["backoff"] == "stop"
     before = MemoryBasedLM.load(tmp_path / "m").memory.sources
     card = json.loads(run("train", place / "more", "--out", tmp_path / "m", "--add", "--json").stdout)

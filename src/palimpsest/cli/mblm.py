@@ -60,14 +60,15 @@ def train(
             learner = MemoryBasedLM(n, **settings)
             learner.fit(corpus, choose_tokenizer(tokenizer, model))
         learner.save(out)
-    size = sum(path.stat().st_size for path in out.iterdir())
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    memory = sum(size for name, size in sizes.items() if not name.startswith("tokenizer."))
     value = {
         "path": str(out),
         **learner.settings,
         "documents": len(learner.memory.sources),
         "tokens": len(learner.memory),
-        "bytes": size,
-        "bytes_per_token": size / len(learner.memory),
+        "bytes": sum(sizes.values()),
+        "bytes_per_token": memory / len(learner.memory),
         "feature_weights": learner.memory.weights.tolist(),
         "seconds": time.perf_counter() - began,
     }
@@ -75,8 +76,8 @@ def train(
         typer.echo(json.dumps(value))
         return
     typer.echo(
-        f"{out}: {value['tokens']:,} tokens of {value['documents']:,} documents in {size:,} bytes "
-        f"({value['bytes_per_token']:.1f} a token), {value['seconds']:.1f} s."
+        f"{out}: {value['tokens']:,} tokens of {value['documents']:,} documents in {value['bytes']:,} bytes "
+        f"({value['bytes_per_token']:.1f} a token without the tokenizer), {value['seconds']:.1f} s."
     )
 
 

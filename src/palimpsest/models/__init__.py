@@ -1,4 +1,4 @@
-"""Doors to causal language models: weights in a folder or on the hub, GGUF files, completion endpoints.
+"""Doors to causal language models: weights in a folder or on the hub, GGUF files, completion endpoints, memory-based models.
 
 >>> from palimpsest.models import load_model
 >>> model = load_model("smollm2-135m")                              # doctest: +SKIP
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from palimpsest.models.endpoint import EndpointModel
     from palimpsest.models.hf import HFModel
     from palimpsest.models.load import load_model
+    from palimpsest.models.memory_based import MemoryBasedLM
+    from palimpsest.models.memory_door import MemoryModel
     from palimpsest.models.registry import KNOWN, fetch
 
 # Public names and where they live; imported on first use: torch and transformers take seconds, and a list of models needs neither.
@@ -24,13 +26,27 @@ _PUBLIC = {
     "HFModel": "palimpsest.models.hf",
     "KNOWN": "palimpsest.models.registry",
     "LanguageModel": "palimpsest.models.base",
+    "MemoryBasedLM": "palimpsest.models.memory_based",
+    "MemoryModel": "palimpsest.models.memory_door",
     "Sampler": "palimpsest.models.base",
     "Scores": "palimpsest.models.base",
     "fetch": "palimpsest.models.registry",
     "load_model": "palimpsest.models.load",
 }
 
-__all__ = ["GREEDY", "KNOWN", "EndpointModel", "HFModel", "LanguageModel", "Sampler", "Scores", "fetch", "load_model"]
+__all__ = [
+    "GREEDY",
+    "KNOWN",
+    "EndpointModel",
+    "HFModel",
+    "LanguageModel",
+    "MemoryBasedLM",
+    "MemoryModel",
+    "Sampler",
+    "Scores",
+    "fetch",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:
