@@ -290,6 +290,16 @@ def test_explanations_hold():
     assert MemoryBasedLM(3, weights="none").fit(docs).explain([7, 1, 2], top=1) == near[:1]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_documents_of_one_token(algorithm):
+    """Every context is the same padding: the nodes of all levels hold everything."""
+    model = MemoryBasedLM(2, algorithm).fit([[token] for token in [4, 5, 4, 6, 4, 5, 4, 7, 8, 9]])
+    assert model.predict([[], [4]]).tolist() == [4, 4]
+    assert table(model.distribution([[]])) == [{4: 4, 5: 2, 6: 1, 7: 1, 8: 1, 9: 1}]
+    np.testing.assert_allclose(model.probabilities([[], [1]]).sum(axis=1), 1)
+    assert len(model.explain([], top=99)) == 10
+
+
 def test_frequencies_alone():
     model = MemoryBasedLM(0).fit([[3, 3, 1], [1, 3]])
     assert model.predict([[], [1, 2]]).tolist() == [3, 3]
@@ -307,6 +317,14 @@ def test_decays(decay, nearer, further):
     votes = table(model.distribution([[9, 2]]))[0]
     assert votes[3] == pytest.approx(nearer)
     assert votes.get(7, 0) == pytest.approx(further)
+
+
+def test_equal_distances_are_one_ring_whatever_the_order_of_the_sum():
+    # after (1, 2, 3): 10 differs in the heaviest feature, 11 in the two others, and 0.3 is not 0.2 + 0.1 to the last bit
+    for k, votes in ((1, {10: 2, 11: 1}), (2, {10: 2, 11: 1, 12: 1})):
+        model = MemoryBasedLM(3, "ib1", k=k, weights="none").fit([[1, 2, 9, 10], [1, 2, 9, 10], [8, 7, 3, 11], [1, 6, 5, 12]])
+        model.memory._weights = np.array([0.3, 0.2, 0.1])
+        assert table(model.distribution([[1, 2, 3]])) == [votes]
 
 
 def test_ids_may_be_large_and_vocabularies_wide():
