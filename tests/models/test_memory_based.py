@@ -411,6 +411,16 @@ def test_bad_input_is_named():
     assert model.logprobs([]).tolist() == []
 
 
+def test_what_is_too_much_is_refused_and_changes_nothing(monkeypatch):
+    model = MemoryBasedLM(2).fit([[1, 2, 3]])
+    monkeypatch.setattr("palimpsest.models._memory.MAX_LENGTH", 9)
+    with pytest.raises(InputError, match="too many"):
+        model.partial_fit([[7, 7, 7, 7]])
+    same_answers(model, MemoryBasedLM(2).fit([[1, 2, 3]]), [[1], [7]])
+    model.partial_fit([[3, 4]])
+    assert len(model.memory) == 5
+
+
 def test_evaluation_adds_up():
     docs = [zipf(1, 300, 30), zipf(2, 50, 30)]
     for algorithm in ALGORITHMS:

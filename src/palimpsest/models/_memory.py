@@ -22,6 +22,7 @@ from palimpsest.models import _ragged as ragged
 from palimpsest.models._ragged import EQUAL, Votes
 from palimpsest.models._window_index import BEGINNING, UNKNOWN, Nodes, WindowIndex, concatenate, gain_ratios, join
 
+MAX_LENGTH = (1 << 32) - 1  # of all documents, one separator each
 MERGE_RATIO = 4
 TABLE = 1 << 24  # the greatest id that is looked up in a table rather than searched
 
@@ -76,7 +77,13 @@ class Memory:
 
         Args:
             overlay: keep them in an index of their own, and the weights as they are.
+
+        Raises:
+            InputError: more tokens than places can be numbered.
         """
+        length = sum(part.tokens.size for part in self.parts) + sum(map(len, rows)) + len(rows) + 1
+        if length > MAX_LENGTH:
+            raise InputError(f"{length:,} tokens are too many for one memory: places are 32 bits.", "Divide them among several models.")
         self.sources = [*self.sources, *names]
         tokens = concatenate(self._code(rows), self.kinds)
         if not self.parts:

@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 
 from palimpsest.corpus.search import in_threads
-from palimpsest.errors import InputError
 from palimpsest.models import _window_kernels as kernels
 from palimpsest.models._neighbours import nearest
 from palimpsest.models._ragged import Votes, count_stretches
 
 BEGINNING, UNKNOWN = -2, -1  # in a context: before the document; a token that no document holds
 ROUNDING = 1e-10  # bits; differences of large sums that are smaller mean 0
-MAX_LENGTH = (1 << 32) - 1
 ARRAYS = ("tokens", "order", "occurrences", "starts", "class_starts", "node_lo", "node_top", "node_classes", "borders")
 
 Nodes = tuple[np.ndarray, np.ndarray]  # lo and hi int64 (Q, n + 1): the node of every level, both 0 where there is none
@@ -66,11 +64,7 @@ class WindowIndex:
 
     @classmethod
     def build(cls, documents: Sequence[np.ndarray], kinds: int, features: Sequence[int] | np.ndarray) -> WindowIndex:
-        """Sorts the windows of `documents`, rows of codes in 0 … kinds − 1.
-
-        Raises:
-            InputError: more than 2³² − 1 tokens.
-        """
+        """Sorts the windows of `documents`, rows of codes in 0 … kinds − 1."""
         return cls.sort(concatenate(documents, kinds), kinds, features)
 
     @classmethod
@@ -190,12 +184,6 @@ def concatenate(documents: Sequence[np.ndarray], kinds: int) -> np.ndarray:
     for row in documents:
         tokens[at : at + len(row)] = row
         at += len(row) + 1
-    return _short_enough(tokens)
-
-
-def _short_enough(tokens: np.ndarray) -> np.ndarray:
-    if tokens.size > MAX_LENGTH:
-        raise InputError(f"{tokens.size:,} tokens are too many for one memory: places are 32 bits.", "Divide them among several models.")
     return tokens
 
 
@@ -207,7 +195,7 @@ def join(parts: Sequence[WindowIndex]) -> np.ndarray:
         tokens = part.tokens.astype(dtype)
         tokens[part.separators] = np.iinfo(dtype).max
         pieces.append(tokens[1 if pieces else 0 :])
-    return _short_enough(np.concatenate(pieces))
+    return np.concatenate(pieces)
 
 
 def gain_ratios(tokens: np.ndarray, kinds: int, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -312,8 +312,9 @@ class MemoryBasedLM:
         nodes, sizes = self.memory.descend(codes)
         if self.backoff == "interpolate":
             total, kept = len(self.memory), np.maximum(self.memory.frequency - self.discount, 0)
-            out += (total - kept.sum()) / total / self.vocab_size
-            out[:, self.memory.ids] += kept / total
+            lowest = np.full(self.vocab_size, (total - kept.sum()) / total / self.vocab_size)
+            lowest[self.memory.ids] += kept / total
+            out[:] = lowest
             for level in range(1, self.n + 1):
                 offsets, classes, votes = self.memory.votes(nodes, np.where(sizes[:, level] > 0, level, -1))
                 ragged.discount_rows(out, offsets, self.memory.ids[classes], votes, self.discount)
