@@ -116,8 +116,7 @@ def draw_prompts(suite: Suite, each: int, seed: int) -> tuple[list[np.ndarray], 
 def continue_greedily(index: CorpusIndex, prompt: Sequence[int] | np.ndarray, new_tokens: int) -> np.ndarray:
     """The infinity-gram model's greedy text: after the longest suffix that the corpus continues, its most frequent next token.
 
-    Liu et al., COLM 2024, arXiv 2401.17377. Ties go to the lowest id. Whether a suffix is continued is monotone in its length, so the
-    longest is found by halving.
+    Liu et al., COLM 2024, arXiv 2401.17377. Ties go to the lowest id.
 
     Example:
         >>> import pathlib, tempfile
@@ -127,15 +126,8 @@ def continue_greedily(index: CorpusIndex, prompt: Sequence[int] | np.ndarray, ne
     """
     text = [int(token) for token in prompt]
     for _ in range(new_tokens):
-        low, high = 0, len(text)  # text[high:] is continued: the empty suffix always is
-        while low < high:
-            middle = (low + high) // 2
-            if index.next_tokens(text[middle:])[0].size:
-                high = middle
-            else:
-                low = middle + 1
-        ids, counts = index.next_tokens(text[high:])
-        text.append(int(ids[np.argmax(counts)]))
+        following = index.infgram_ntd(text)
+        text.append(int(following.ids[np.argmax(following.counts)]))
     return np.array(text[len(prompt) :], np.int64)
 
 
