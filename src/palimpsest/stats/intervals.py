@@ -1,0 +1,110 @@
+"""Intervals for rates and for any statistic of a sample.
+
+Wilson (JASA 1927) and Clopper and Pearson (Biometrika 1934) for rates; Efron and Tibshirani, *An Introduction to the Bootstrap* (1993),
+percentile intervals, for everything else. NaN and empty input raise; nothing here returns NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special, stats
+
+from palimpsest.errors import InputError
+from palimpsest.stats._checks import BLOCK, finite_row, require_confidence
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a rate; keeps its coverage for small n and rates near 0 and 1.
+
+    Raises:
+        InputError: n < 1, or successes outside 0..n.
+
+    Example:
+        >>> [round(x, 3) for x in wilson_interval(0, 20)]
+        [0.0, 0.0, 0.161]
+    """
+    rate, z = _rate(successes, n), float(special.ndtri((1 + require_confidence(confidence)) / 2))
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Interval(rate, max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The exact interval of a rate: never covers less than `confidence`.
+
+    Raises:
+        InputError: n < 1, or successes outside 0..n.
+
+    Example:
+        >>> [round(x, 3) for x in clopper_pearson(0, 20)]
+        [0.0, 0.0, 0.168]
+    """
+    rate, tail = _rate(successes, n), (1 - require_confidence(confidence)) / 2
+    low = float(special.betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(special.betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(rate, low, high)
+
+
+def _rate(successes: int, n: int) -> float:
+    if n < 1 or not 0 <= successes <= n:
+        raise InputError(f"{successes} successes of {n} trials is not a rate.", "Give n >= 1 and 0 <= successes <= n.")
+    return successes / n
+
+
+def bootstrap_interval(
+    *data: ArrayLike,
+    statistic: Callable[..., Any] = np.mean,
+    paired: bool = False,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic.
+
+    Args:
+        data: one or more samples, each (n_i,) numbers.
+        statistic: takes the samples and `axis`, works along that axis of arrays of any shape.
+        paired: resample positions once for all samples, which then have equal length.
+        resamples, confidence, seed: of the bootstrap.
+
+    Raises:
+        InputError: a sample with fewer than 2 numbers, NaN or infinity, or paired samples of different length.
+
+    Example:
+        >>> before, after = np.arange(50.0), np.arange(50.0) + 1.0
+        >>> difference = lambda a, b, axis: np.mean(b - a, axis=axis)
+        >>> bootstrap_interval(before, after, statistic=difference, paired=True)
+        Interval(estimate=1.0, low=1.0, high=1.0)
+    """
+    samples = [finite_row(sample, f"sample {number}") for number, sample in enumerate(data)]
+    if not samples or min(map(len, samples)) < 2:
+        raise InputError(f"The samples have lengths {[len(s) for s in samples]}.", "A bootstrap needs at least 2 numbers in each.")
+    if paired and len({len(s) for s in samples}) > 1:
+        raise InputError(f"Paired samples have lengths {[len(s) for s in samples]}.", "Give the same positions in each.")
+    require_confidence(confidence)
+    result = stats.bootstrap(
+        samples,
+        statistic,
+        paired=paired,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, BLOCK // max(map(len, samples))),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    estimate = float(statistic(*samples, axis=-1))
+    return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high))

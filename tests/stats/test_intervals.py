@@ -1,0 +1,71 @@
+"""Intervals against scipy, closed forms and their own promise of coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palimpsest import stats
+from palimpsest.errors import InputError
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.5, 0.95, 0.999]))
+@settings(deadline=None, max_examples=80)
+def test_rate_intervals_equal_scipy(rate, confidence):
+    k, n = rate
+    test = scipy.stats.binomtest(k, n)
+    for ours, method in ((stats.wilson_interval, "wilson"), (stats.clopper_pearson, "exact")):
+        theirs = test.proportion_ci(confidence, method)
+        assert ours(k, n, confidence) == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
+
+
+def test_clopper_pearson_at_the_ends_has_a_closed_form():
+    assert stats.clopper_pearson(0, 30) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 30)))
+    assert stats.clopper_pearson(30, 30) == pytest.approx((1, 0.025 ** (1 / 30), 1))
+
+
+@pytest.mark.parametrize("function", [stats.wilson_interval, stats.clopper_pearson])
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_impossible_rates_are_refused(function, k, n):
+    with pytest.raises(InputError, match=f"{k} successes of {n}"):
+        function(k, n)
+
+
+def test_intervals_cover_as_often_as_they_promise():
+    rng = np.random.default_rng(0)
+    covered = np.zeros(3)
+    for seed in range(300):
+        rate, n = 0.3, 40
+        k = rng.binomial(n, rate)
+        for i, interval in enumerate((stats.wilson_interval(k, n), stats.clopper_pearson(k, n))):
+            covered[i] += interval.low <= rate <= interval.high
+        interval = stats.bootstrap_interval(rng.normal(1.0, 2.0, 60), resamples=400, seed=seed)
+        covered[2] += interval.low <= 1.0 <= interval.high
+    assert (covered / 300 > [0.90, 0.93, 0.89]).all()
+    assert (covered / 300 < [0.99, 1.00, 0.985]).all()
+
+
+def test_bootstrap_is_seeded_and_pairs_positions():
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=80)
+    b = a + 0.5 + 0.01 * rng.normal(size=80)
+
+    def difference(x, y, axis):
+        return np.mean(y, axis=axis) - np.mean(x, axis=axis)
+
+    apart = stats.bootstrap_interval(a, b, statistic=difference, seed=3)
+    paired = stats.bootstrap_interval(a, b, statistic=difference, paired=True, seed=3)
+    assert paired == stats.bootstrap_interval(a, b, statistic=difference, paired=True, seed=3)
+    assert paired.high - paired.low < 0.02 < 0.3 < apart.high - apart.low
+    assert paired.estimate == pytest.approx(np.mean(b - a))
+
+
+@pytest.mark.parametrize("bad", [[], [1.0], [1.0, np.nan], [1.0, np.inf], [[1.0, 2.0]]])
+def test_bootstrap_refuses_what_has_no_interval(bad):
+    with pytest.raises(InputError):
+        stats.bootstrap_interval(bad)
+    with pytest.raises(InputError, match="lengths"):
+        stats.bootstrap_interval([1.0, 2.0], [1.0, 2.0, 3.0], paired=True)
