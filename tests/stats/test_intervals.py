@@ -69,3 +69,27 @@ def test_bootstrap_refuses_what_has_no_interval(bad):
         stats.bootstrap_interval(bad)
     with pytest.raises(InputError, match="lengths"):
         stats.bootstrap_interval([1.0, 2.0], [1.0, 2.0, 3.0], paired=True)
+
+
+def test_clusters_are_resampled_whole():
+    rng = np.random.default_rng(6)
+    covered, naive = 0, 0
+    for seed in range(200):
+        facts = rng.normal(size=30)
+        values = np.repeat(facts, 8) + 0.1 * rng.normal(size=240)
+        interval = stats.clustered_interval(values, np.repeat(np.arange(30), 8), resamples=400, seed=seed)
+        covered += interval.low <= 0 <= interval.high
+        alone = stats.bootstrap_interval(values, resamples=200, seed=seed)
+        naive += alone.low <= 0 <= alone.high
+    assert 0.88 <= covered / 200 <= 0.98
+    assert naive / 200 < 0.7
+
+
+def test_clusters_of_one_are_the_ordinary_bootstrap():
+    values = np.random.default_rng(7).normal(size=60)
+    clustered = stats.clustered_interval(values, np.arange(60), resamples=5000)
+    assert clustered == pytest.approx(stats.bootstrap_interval(values, resamples=5000), abs=0.03)
+    assert clustered.estimate == pytest.approx(values.mean())
+    for bad in (["a"] * 60, np.arange(59)):
+        with pytest.raises(InputError, match="clusters"):
+            stats.clustered_interval(values, bad)
