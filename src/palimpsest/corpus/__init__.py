@@ -5,6 +5,8 @@ from __future__ import annotations
 from palimpsest.corpus.bloom import BloomFilter
 from palimpsest.corpus.documents import Document, read_documents
 from palimpsest.corpus.duplicates import Duplicates
+from palimpsest.corpus.facts import Fact
+from palimpsest.corpus.factworld import FactWorld
 from palimpsest.corpus.index import CorpusIndex
 from palimpsest.corpus.infgram import NextTokenDist
 from palimpsest.corpus.infini_layout import InfiniGramFolder
@@ -19,6 +21,8 @@ __all__ = [
     "CorpusIndex",
     "Document",
     "Duplicates",
+    "Fact",
+    "FactWorld",
     "Hit",
     "InfiniGramFolder",
     "NearDuplicates",
