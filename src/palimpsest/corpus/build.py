@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +20,11 @@ import numpy as np
 
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.documents import Docs, as_documents
+from palimpsest.corpus.external import BlockSort, block_space
+from palimpsest.corpus.memory import RESERVED, SortPlan, free_memory, parse_memory, plan_sort
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
-from palimpsest.corpus.suffix_array import choose_builder, sorting_memory, suffix_array
+from palimpsest.corpus.suffix_array import choose_builder, suffix_array
 from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
@@ -34,9 +36,19 @@ _STRIP = 1 << 22  # ids or bytes that are handled at once
 
 
 def build_index(
-    docs: Docs, tokenizer: Tokenizer | None, out: Path, *, token_dtype: str, shards: int, builder: str, progress: Progress, resume: bool
+    docs: Docs,
+    tokenizer: Tokenizer | None,
+    out: Path,
+    *,
+    token_dtype: str,
+    shards: int,
+    builder: str,
+    memory: int | str | None = None,
+    progress: Progress,
+    resume: bool,
 ) -> None:
     """Builds the index at `out`; parameters and errors as in `CorpusIndex.build`."""
+    bound = parse_memory(memory)
     if shards < 1:
         raise InputError(f"An index of {shards} shards cannot be built.", "Give at least 1.")
     choose_builder(builder, 0, 0)
@@ -56,7 +68,7 @@ def build_index(
             return
         folder = work / "index"
         folder.mkdir(exist_ok=True)
-        state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress)
+        state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress, bound)
         known = journal.entry("plan")
         if known != plan:
             if known:
@@ -71,15 +83,16 @@ def build_index(
         if any(journal.entry("shard", shard) is None for shard in range(shards)):
             _split(work, folder, journal, DTYPES[staged], DTYPES[name], shards)
         waiting = [shard for shard in range(shards) if journal.entry("sort", shard) is None]
-        choices = [choose_builder(builder, journal.require("shard", shard)["length"], state["top"]) for shard in range(shards)]
-        with ThreadPoolExecutor(_at_once(journal, choices, state["top"])) as pool:
-            tasks = [pool.submit(_sort, folder, journal, shard, DTYPES[name], state["top"], choices[shard]) for shard in waiting]
+        lengths = [journal.require("shard", shard)["length"] for shard in range(shards)]
+        plans = [plan_sort(builder, length, state["top"], DTYPES[name].itemsize, bound) for length in lengths]
+        with ThreadPoolExecutor(_at_once(plans, bound)) as pool:
+            tasks = [pool.submit(_sort, work, journal, shard, DTYPES[name], state["top"], plans[shard]) for shard in waiting]
             for done, task in enumerate(as_completed(tasks), start=1 + shards - len(waiting)):
                 task.result()
                 progress("sort", done, shards)
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
-        _describe(folder, journal, name, state, card, request)
+        _describe(folder, journal, name, state, card, request, bound)
         put_in_place(work, journal, out)
     layout.note_whole(out, layout.read_manifest(out))
 
@@ -106,33 +119,26 @@ def _is_built(docs: Docs, out: Path, card: dict[str, Any] | None, request: dict[
 
 def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: np.dtype, shards: int) -> None:
     """Cuts the staged documents into shards of nearly equal length and writes everything of them but the suffix arrays."""
-    lengths = np.fromfile(work / STAGED[1], "<i8")
-    if shards > lengths.size:
-        raise InputError(f"{lengths.size} documents cannot fill {shards} shards.", f"Ask for at most {lengths.size}.")
-    ends = np.cumsum(lengths + 1)
-    borders = np.searchsorted(ends, ends[-1] * np.arange(1, shards) / shards, side="left") + 1
-    borders = np.concatenate([[0], borders, [lengths.size]])
-    for shard in range(1, shards):  # every shard has a document
-        borders[shard] = min(max(borders[shard], borders[shard - 1] + 1), lengths.size - (shards - shard))
-    tokens = np.memmap(work / STAGED[0], staged, "r")
-    meta = np.memmap(work / STAGED[2], np.uint8, "r")
-    breaks = [np.flatnonzero(meta[start : start + _STRIP] == ord("\n")) + start + 1 for start in range(0, meta.size, _STRIP)]
-    lines = np.concatenate([[0], *breaks])
-    for shard, (first, last) in enumerate(pairwise(borders.tolist())):
-        if journal.entry("shard", shard) is not None:
+    start = lines = 0  # tokens and bytes of metadata in the shards before
+    for shard, (first, last) in enumerate(pairwise(_shard_borders(work, staged, shards))):
+        if (known := journal.entry("shard", shard)) is not None:
+            start, lines = start + known["length"], lines + known["files"][f"meta.{shard}"]["bytes"]
             continue
-        start, end = (int(ends[first - 1]) if first else 0), int(ends[last - 1])
-        strips = (np.minimum(tokens[at : min(at + _STRIP, end)], separator(dtype)).astype(dtype) for at in range(start, end, _STRIP))
-        write_pieces(folder / f"tokens.{shard}", strips)
-        write_pieces(folder / f"docs.{shard}", [np.concatenate([[1], ends[first:last] - start + 1]).astype("<i8")])
-        write_pieces(folder / f"meta.{shard}", [meta[lines[first] : lines[last]]])
-        write_pieces(folder / f"metaoff.{shard}", [(lines[first : last + 1] - lines[first]).astype("<i8")])
+        docs, offsets, meta = (folder / f"{part}.{shard}" for part in ("docs", "metaoff", "meta"))
+        write_pieces(docs, _document_starts(work / STAGED[1], first, last))
+        length = _last(docs) - 1
+        strips = _strips(work / STAGED[0], staged, start, length)
+        write_pieces(folder / f"tokens.{shard}", (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips))
+        write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
+        size = _last(offsets)
+        write_pieces(meta, _strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
+        start, lines = start + length, lines + size
         journal.append(
             {
                 "stage": "shard",
                 "shard": shard,
-                "length": end - start,
-                "documents": int(last - first),
+                "length": length,
+                "documents": last - first,
                 "files": {
                     f"{part}.{shard}": layout.describe_file(folder / f"{part}.{shard}") for part in ("tokens", "docs", "meta", "metaoff")
                 },
@@ -140,25 +146,106 @@ def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: 
         )
 
 
-def _at_once(journal: Journal, builders: list[str], top: int) -> int:
-    """How many shards may be sorted at once: as many as there are cores, while half of the free memory holds them."""
-    needs = [sorting_memory(builder, journal.require("shard", shard)["length"], top) for shard, builder in enumerate(builders)]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, len(needs), free // 2 // max(needs)))
+def _shard_borders(work: Path, staged: np.dtype, shards: int) -> list[int]:
+    """The first document of every shard, and the number of all."""
+    documents = (work / STAGED[1]).stat().st_size // 8
+    if shards > documents:
+        raise InputError(f"{documents} documents cannot fill {shards} shards.", f"Ask for at most {documents}.")
+    targets = (work / STAGED[0]).stat().st_size // staged.itemsize * np.arange(1, shards) / shards
+    borders = np.ones(shards + 1, np.int64)
+    end = 0
+    for lengths in _strips(work / STAGED[1], np.dtype("<i8"), 0, documents):
+        ends = end + np.cumsum(lengths + 1)
+        borders[1:-1] += np.searchsorted(ends, targets, side="left")
+        end = int(ends[-1])
+    borders[0], borders[-1] = 0, documents
+    for shard in range(1, shards):  # every shard has a document
+        borders[shard] = min(max(borders[shard], borders[shard - 1] + 1), documents - (shards - shard))
+    return borders.tolist()
 
 
-def _sort(folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, builder: str) -> None:
+def _document_starts(lengths: Path, first: int, last: int) -> Iterator[np.ndarray]:
+    """Where documents begin in their shard, each after its separator, and where the next one would."""
+    start = 1
+    yield np.array([start], "<i8")
+    for strip in _strips(lengths, np.dtype("<i8"), first, last - first):
+        starts = start + np.cumsum(strip + 1)
+        yield starts.astype("<i8")
+        start = int(starts[-1])
+
+
+def _line_starts(meta: Path, begin: int, count: int) -> Iterator[np.ndarray]:
+    """Where `count` lines from the byte `begin` on begin, counted from there, and where the next one would."""
+    yield np.zeros(1, "<i8")
+    done = 0
+    for strip in _strips(meta, np.dtype(np.uint8), begin, meta.stat().st_size - begin):
+        breaks = np.flatnonzero(strip == ord("\n"))[:count]
+        yield (breaks + done + 1).astype("<i8")
+        count, done = count - breaks.size, done + strip.size
+        if count == 0:
+            return
+
+
+def _strips(path: Path, dtype: np.dtype, start: int, count: int) -> Iterator[np.ndarray]:
+    """The entries start, …, start + count - 1 of a file, so many at once that the memory does not notice; never mapped."""
+    for at in range(start, start + count, _STRIP):
+        yield np.fromfile(path, dtype, min(_STRIP, start + count - at), offset=at * dtype.itemsize)
+
+
+def _last(path: Path) -> int:
+    """The last int64 of a file."""
+    return int(np.fromfile(path, "<i8", 1, offset=path.stat().st_size - 8)[0])
+
+
+def _at_once(plans: list[SortPlan], bound: int | None) -> int:
+    """How many shards may be sorted at once: as many as there are cores, while the bound, or half of the free memory, holds them."""
+    room = free_memory() // 2 if bound is None else bound - RESERVED
+    return max(1, min(os.cpu_count() or 1, len(plans), room // max(plan.memory for plan in plans)))
+
+
+def _sort(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, plan: SortPlan) -> None:
     """Writes the suffix array of a shard and its buckets."""
-    tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
-    require_space(folder, 4 * tokens.size)
-    sa = suffix_array(tokens, top, builder)
-    tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
-    firsts, starts = branches(tokens, sa, 0, sa.size, 0)
-    write_pieces(folder / f"sa.{shard}", [sa.astype("<u4", copy=False)])
-    write_pieces(folder / f"buckets.{shard}", [np.concatenate([firsts, starts]).astype("<i8")])
-    names = (f"sa.{shard}", f"buckets.{shard}")
-    files = {name: layout.describe_file(folder / name) for name in names}
-    journal.append({"stage": "sort", "shard": shard, "builder": builder, "alphabet": firsts.size, "files": files})
+    folder = work / "index"
+    order, buckets = folder / f"sa.{shard}", folder / f"buckets.{shard}"
+    if plan.blocks:
+        alphabet = _sort_in_blocks(work, journal, shard, dtype, top, plan.blocks)
+    else:
+        tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
+        require_space(folder, 4 * tokens.size)
+        sa = suffix_array(tokens, top, plan.builder)
+        tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
+        firsts, starts = branches(tokens, sa, 0, sa.size, 0)
+        write_pieces(order, [sa.astype("<u4", copy=False)])
+        write_pieces(buckets, [firsts.astype("<i8"), starts.astype("<i8")])
+        alphabet = firsts.size
+    files = {path.name: layout.describe_file(path) for path in (order, buckets)}
+    entry = {"stage": "sort", "shard": shard, "builder": plan.builder, "blocks": plan.blocks, "alphabet": alphabet, "files": files}
+    journal.append(entry)
+
+
+def _sort_in_blocks(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int) -> int:
+    """Does that for a shard larger than the memory; returns how many distinct tokens it has."""
+    folder = work / "index"
+    length = journal.require("shard", shard)["length"]
+    require_space(folder, 4 * length + block_space(length))
+    sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, work / f"blocks.{shard}", journal, shard)
+    sort.sort_blocks()
+    write_pieces(folder / f"sa.{shard}", sort.merged())
+    values, counts = np.empty(0, dtype), np.empty(0, np.int64)
+    for strip in _strips(folder / f"tokens.{shard}", dtype, 0, length):
+        values, counts = _add_counts(values, counts, *np.unique(strip, return_counts=True))
+    write_pieces(folder / f"buckets.{shard}", [values.astype("<i8"), np.concatenate([[0], np.cumsum(counts)]).astype("<i8")])
+    sort.remove()
+    return values.size
+
+
+def _add_counts(values: np.ndarray, counts: np.ndarray, more: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of two tables of distinct values, ascending, and their counts."""
+    merged = np.union1d(values, more)
+    total = np.zeros(merged.size, np.int64)
+    total[np.searchsorted(merged, values)] = counts
+    total[np.searchsorted(merged, more)] += again
+    return merged, total
 
 
 def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
@@ -169,18 +256,24 @@ def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
 
 
 def _describe(
-    folder: Path, journal: Journal, name: str, state: dict[str, Any], card: dict[str, Any] | None, request: dict[str, Any]
+    folder: Path,
+    journal: Journal,
+    name: str,
+    state: dict[str, Any],
+    card: dict[str, Any] | None,
+    request: dict[str, Any],
+    bound: int | None,
 ) -> None:
     """Writes the manifest."""
     content = hashlib.sha256()
     files: dict[str, Any] = {}
     rows = []
     for shard in range(request["shards"]):
-        tokens = np.memmap(folder / f"tokens.{shard}", DTYPES[name], "r")
-        update_content(content, tokens)
         cut, order = journal.require("shard", shard), journal.require("sort", shard)
+        for strip in _strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
+            update_content(content, strip)
         files |= cut["files"] | order["files"]
-        rows.append({key: cut[key] for key in ("length", "documents")} | {key: order[key] for key in ("builder", "alphabet")})
+        rows.append({key: cut[key] for key in ("length", "documents")} | {key: order[key] for key in ("builder", "blocks", "alphabet")})
     if card:
         files["tokenizer.json"] = layout.describe_file(folder / "tokenizer.json")
     layout.write_manifest(
@@ -190,6 +283,7 @@ def _describe(
             "content": content.hexdigest(),
             "source": source_digest(batch["digest"] for batch in journal.batches()),
             "request": request,
+            "memory": bound,
             "token_dtype": name,
             "n_tokens": sum(row["length"] - row["documents"] for row in rows),
             "n_documents": state["documents"],

@@ -164,24 +164,33 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
 
 
 def _read_records(path: Path, name: str) -> Iterator[Document]:
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        text = _decode(line, path, offset)
-        offset += len(line)
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(
-                f"{path}, line {number} is not JSON: {error}.", "Write one JSON object a line; a broken last line means a truncated file."
-            ) from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            what = f"has the fields {sorted(record)}" if isinstance(record, dict) else f"is a {type(record).__name__}"
-            if isinstance(record, dict) and "text" in record:
-                what = f'has a "text" that is a {type(record["text"]).__name__}'
-            raise CorpusError(f"{path}, line {number} {what}.", 'Every line must be an object with a string "text".')
-        yield _from_record(record, f"{name}:{number}")
+    offset = number = 0
+    for line in _lines(path):
+        number, size = number + 1, len(line)
+        record = _parse_record(_decode(line, path, offset), path, number)
+        del line  # it may be long, and is not kept while the document is in work
+        offset += size
+        if record is not None:
+            yield _from_record(record, f"{name}:{number}")
+        del record
+
+
+def _parse_record(text: str, path: Path, number: int) -> dict[str, Any] | None:
+    """The object of a line of a JSON lines file; None for an empty line."""
+    if not text.strip():
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"{path}, line {number} is not JSON: {error}.", "Write one JSON object a line; a broken last line means a truncated file."
+        ) from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        what = f"has the fields {sorted(record)}" if isinstance(record, dict) else f"is a {type(record).__name__}"
+        if isinstance(record, dict) and "text" in record:
+            what = f'has a "text" that is a {type(record["text"]).__name__}'
+        raise CorpusError(f"{path}, line {number} {what}.", 'Every line must be an object with a string "text".')
+    return record
 
 
 def _from_record(record: dict[str, Any], name: str) -> Document:

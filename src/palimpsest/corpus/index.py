@@ -81,6 +81,7 @@ class CorpusIndex(NextTokenQueries):
         token_dtype: str = "auto",
         shards: int = 1,
         builder: str = "auto",
+        memory: int | str | None = None,
         progress: Progress | None = None,
         resume: bool = True,
     ) -> CorpusIndex:
@@ -95,19 +96,30 @@ class CorpusIndex(NextTokenQueries):
             tokenizer: turns text into ids and is kept in the index; None when all documents are ids.
             out: the index folder.
             token_dtype: "u8", "u16", "u32", or "auto" for the narrowest that holds the ids and a separator.
-            shards: number of parts of nearly equal length; each is sorted on its own, so more shards need less memory.
-            builder: "divsufsort", "sais", or "auto" (see `suffix_array`).
+            shards: number of parts of nearly equal length; each is sorted on its own.
+            builder: "divsufsort" or "sais" (see `suffix_array`), "external" (in blocks, see `external`), or "auto": in memory if
+                that fits `memory`, else external. The files are the same.
+            memory: what the build may add to the resident memory of this process: bytes, or a text like "2GB"; None for half of what
+                is free. A single document has to fit, about twice its text (see `docs/corpus-index.md`).
             progress: called as `progress(stage, done, total)` with "documents" (total None) and "sort" (shards).
             resume: False discards what an interrupted build left and builds again what is already there.
 
         Raises:
             CorpusError: no documents, no tokens, or documents that cannot be read.
-            InputError: ids outside the type, text without a tokenizer, more shards than documents.
+            InputError: ids outside the type, text without a tokenizer, more shards than documents, or too little memory.
             StorageError: no space, no permission, or `out` is something else than an index.
         """
         out = Path(out)
         build_index(
-            docs, tokenizer, out, token_dtype=token_dtype, shards=shards, builder=builder, progress=progress or _quiet, resume=resume
+            docs,
+            tokenizer,
+            out,
+            token_dtype=token_dtype,
+            shards=shards,
+            builder=builder,
+            memory=memory,
+            progress=progress or _quiet,
+            resume=resume,
         )
         return cls.open(out)
 

@@ -6,10 +6,12 @@ it and their running checksums; so a later build knows what it may keep, and whe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from palimpsest.corpus.documents import Document
-from palimpsest.corpus.tokens import encode_documents
+from palimpsest.corpus.long_texts import may_be_cut
+from palimpsest.corpus.tokens import PIECE, encode_documents, encode_long_document
 from palimpsest.corpus.workspace import Journal
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
@@ -29,7 +32,8 @@ STAGED = ("tokens.staged", "lengths.staged", "meta.staged")
 _log = logging.getLogger(__name__)
 _BATCH_DOCUMENTS = 2048
 _BATCH_SIZE = 1 << 22  # characters or ids: some seconds of tokenizing, and several books, which are tokenized side by side
-_STRIP = 1 << 22  # bytes that are checked at once
+_STRIP = 1 << 22  # bytes, characters or ids that are checked at once
+_WHOLE = 250  # bytes that a tokenizer takes for every character of a text that it is given whole
 _NOTHING: dict[str, Any] = {"documents": 0, "sizes": [0, 0, 0], "top": -1, "checks": [0, 0, 0]}
 
 
@@ -43,12 +47,16 @@ def batches(documents: Iterator[Document]) -> Iterator[tuple[list[Document], lis
     batch: list[Document] = []
     size = 0
     for doc in documents:
-        weight = len(doc.text or "") if doc.ids is None else len(doc.ids)
+        weight = _weight(doc)
         if batch and (len(batch) == _BATCH_DOCUMENTS or size + weight > _BATCH_SIZE):
             yield _digest(batch)
             batch, size = [], 0
         batch.append(doc)
         size += weight
+        if size > _BATCH_SIZE:  # no other fits in: a long document is not kept until the next has been read
+            yield _digest(batch)
+            batch, size = [], 0
+        del doc
     if batch:
         yield _digest(batch)
 
@@ -63,25 +71,47 @@ def _digest(batch: list[Document]) -> tuple[list[Document], list[bytes], str]:
             raise InputError(
                 f"The metadata of the document {doc.id!r} has no place in JSON: {error}.", "Give strings and numbers."
             ) from error
-        if doc.ids is None:
-            try:
-                kind, content = b"text", (doc.text or "").encode()
-            except UnicodeEncodeError as error:
-                raise CorpusError(
-                    f"The text of the document {doc.id!r} is not Unicode: {error.reason} at character {error.start}.",
-                    "Remove the unpaired surrogate.",
-                ) from error
-        else:
-            kind, content = b"ids", np.asarray(doc.ids).astype("<i8").tobytes()
-        digest.update(b"%d %s %d\n" % (len(line), kind, len(content)))
+        kind, size = (b"text", _size(doc)) if doc.ids is None else (b"ids", 8 * len(doc.ids))
+        digest.update(b"%d %s %d\n" % (len(line), kind, size))
         digest.update(line)
-        digest.update(content)
+        for piece in _content(doc):
+            digest.update(piece)
         lines.append(line)
     return batch, lines, digest.hexdigest()
 
 
+def _size(doc: Document) -> int:
+    """Bytes of a document's text in UTF-8."""
+    size = 0
+    try:
+        for piece in _content(doc):
+            size += len(piece)
+    except UnicodeEncodeError as error:
+        place = (doc.text or "").find(error.object[error.start])
+        raise CorpusError(
+            f"The text of the document {doc.id!r} is not Unicode: {error.reason} at character {place}.", "Remove the unpaired surrogate."
+        ) from error
+    return size
+
+
+def _content(doc: Document) -> Iterator[bytes | memoryview]:
+    """What a document holds, in strips: its text in UTF-8 or its ids as int64."""
+    if doc.ids is None:
+        text = doc.text or ""
+        yield from (text[start : start + _STRIP].encode() for start in range(0, len(text), _STRIP))
+    else:
+        ids = doc.ids
+        yield from (np.ascontiguousarray(ids[start : start + _STRIP], "<i8").data for start in range(0, len(ids), _STRIP))
+
+
 def stage(
-    documents: Iterator[Document], tokenizer: Tokenizer | None, dtype: np.dtype, work: Path, journal: Journal, progress: Progress
+    documents: Iterator[Document],
+    tokenizer: Tokenizer | None,
+    dtype: np.dtype,
+    work: Path,
+    journal: Journal,
+    progress: Progress,
+    bound: int | None,
 ) -> dict[str, Any]:
     """Tokenizes all documents into the staging files, continuing after the batches that are there; returns the last state."""
     done = _keep_whole(work, journal)
@@ -97,21 +127,12 @@ def stage(
         if not anew:
             _cut(work, journal, replayed, len(done), state["sizes"])
             anew = True
-        flat, lengths, top = encode_documents(batch, tokenizer, dtype)
-        pieces = [flat.tobytes(), lengths.astype("<i8").tobytes(), b"".join(lines)]
-        for name, piece in zip(STAGED, pieces, strict=True):
-            with open(work / name, "ab") as stream:
-                stream.write(piece)
-        state = {
-            "stage": "batch",
-            "digest": digest,
-            "documents": state["documents"] + len(batch),
-            "sizes": [size + len(piece) for size, piece in zip(state["sizes"], pieces, strict=True)],
-            "top": max(state["top"], top),
-            "checks": [zlib.crc32(piece, check) for check, piece in zip(state["checks"], pieces, strict=True)],
-        }
+        for doc in batch:
+            _require_room(doc, tokenizer, bound)
+        state = _append(work, state, digest, lines, _encoded(batch, tokenizer, dtype))
         journal.append(state)
         progress("documents", state["documents"], None)
+        del batch, lines, doc  # not kept while the next one is read
     if replayed < len(done) and not anew:
         _cut(work, journal, replayed, len(done), state["sizes"])
     for name, size in zip(STAGED, state["sizes"], strict=True):  # a kill may have left more than the journal knows of
@@ -122,6 +143,65 @@ def stage(
         what = f"Its {state['documents']} documents are all empty." if state["documents"] else "There are no documents."
         raise CorpusError(f"The corpus is empty. {what}", "Give at least one document with one token.")
     return state
+
+
+def _encoded(batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """What `encode_documents` gives for a batch; for a long document in pieces, of which the last one has its length."""
+    if len(batch) > 1 or _weight(batch[0]) <= _BATCH_SIZE:
+        yield encode_documents(batch, tokenizer, dtype)
+        return
+    length = -1  # the separator
+    for flat, top in encode_long_document(batch[0], tokenizer, dtype):
+        length += flat.size
+        yield flat, np.empty(0, np.int64), top
+    yield np.empty(0, dtype), np.array([length]), -1
+
+
+def _append(
+    work: Path, state: dict[str, Any], digest: str, lines: list[bytes], encoded: Iterator[tuple[np.ndarray, np.ndarray, int]]
+) -> dict[str, Any]:
+    """Writes a batch after what has been staged; the state after it."""
+    sizes, checks, top = [*state["sizes"]], [*state["checks"]], state["top"]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(open(work / name, "ab")) for name in STAGED]
+
+        def put(part: int, piece: memoryview | bytes) -> None:
+            streams[part].write(piece)
+            sizes[part], checks[part] = sizes[part] + memoryview(piece).nbytes, zlib.crc32(piece, checks[part])
+
+        for flat, lengths, greatest in encoded:
+            put(0, flat.data)
+            put(1, lengths.astype("<i8").data)
+            top = max(top, greatest)
+        put(2, b"".join(lines))
+    return {
+        "stage": "batch",
+        "digest": digest,
+        "documents": state["documents"] + len(lines),
+        "sizes": sizes,
+        "top": top,
+        "checks": checks,
+    }
+
+
+def _require_room(doc: Document, tokenizer: Tokenizer | None, bound: int | None) -> None:
+    """Raises `InputError` when a document is too long to be tokenized within `bound` bytes, or, without a bound, within the memory."""
+    if doc.text is None or doc.ids is not None or tokenizer is None or len(doc.text) <= PIECE:
+        return
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if bound is None else bound
+    cut = may_be_cut(tokenizer)
+    need = 2 * sys.getsizeof(doc.text) + (0 if cut else _WHOLE * len(doc.text))
+    if need > room:
+        whole = "" if cut else "This tokenizer has to be given it whole: cut it into documents, or g"
+        raise InputError(
+            f"The document {doc.id!r} has {len(doc.text):,} characters, too many for {room / 1e6:,.0f} MB of memory.",
+            f"{whole or 'G'}ive at least {need / 1e6:,.0f} MB.",
+        )
+
+
+def _weight(doc: Document) -> int:
+    """Characters or ids of a document."""
+    return len(doc.text or "") if doc.ids is None else len(doc.ids)
 
 
 def _keep_whole(work: Path, journal: Journal) -> list[dict[str, Any]]:

@@ -15,13 +15,15 @@ from numba import njit
 
 from palimpsest.errors import InputError
 
-BUILDERS = ("auto", "divsufsort", "sais")
+BUILDERS = ("auto", "divsufsort", "sais", "external")
 MAX_TOKENS = (1 << 31) - 1  # positions are 31 bits while sorting
 _STRIP = 1 << 22  # byte suffixes that are filtered at once
 
 
 def choose_builder(builder: str, length: int, top: int) -> str:
     """The builder that "auto" stands for: divsufsort while the tokens' bytes fit its 32-bit variant, else sais.
+
+    "external" is not of this module (see `external`): it sorts parts with one of the two.
 
     Args:
         builder: one of `BUILDERS`.
@@ -45,9 +47,9 @@ def choose_builder(builder: str, length: int, top: int) -> str:
     return builder
 
 
-def sorting_memory(builder: str, length: int, top: int) -> int:
-    """Bytes that sorting a shard of `length` tokens takes at most, about."""
-    return length * (8 + 5 * _width(top + 1)) if builder == "divsufsort" else length * 20
+def sorting_memory(builder: str, length: int, top: int, itemsize: int = 4) -> int:
+    """Bytes that sorting a shard of `length` tokens, of `itemsize` bytes each, takes at most, the tokens included."""
+    return length * (itemsize + 5 * _width(top + 1)) if builder == "divsufsort" else length * (2 * itemsize + 16)
 
 
 def suffix_array(tokens: np.ndarray, top: int, builder: str) -> np.ndarray:
@@ -87,22 +89,20 @@ def _divsufsort(tokens: np.ndarray, top: int) -> np.ndarray:
         data[start : start + _STRIP] = strip.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 4 - width :]
     suffixes = divsufsort(data.reshape(-1))
     del data
-    if width == 1:
-        return suffixes.view(np.uint32)
-    kept = np.empty(tokens.size, np.uint32)
-    return _whole(suffixes, width, kept)
+    if width > 1:
+        _keep_whole(suffixes, width)
+    return suffixes[: tokens.size].view(np.uint32)
 
 
 @njit(cache=True, nogil=True)
-def _whole(suffixes: np.ndarray, width: int, kept: np.ndarray) -> np.ndarray:
-    """Keeps the byte suffixes that begin at a token, as token positions."""
+def _keep_whole(suffixes: np.ndarray, width: int) -> None:
+    """Moves the byte suffixes that begin at a token to the front, as token positions."""
     used = 0
     for i in range(suffixes.size):
         position = suffixes[i] // width
         if position * width == suffixes[i]:
-            kept[used] = position
+            suffixes[used] = position
             used += 1
-    return kept
 
 
 def _sais_tokens(tokens: np.ndarray, top: int) -> np.ndarray:

@@ -7,18 +7,20 @@ from one document into the next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from palimpsest.corpus.documents import Document
+from palimpsest.corpus.long_texts import may_be_cut, text_pieces
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
 
 DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("<u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
-_STRIP = 1 << 22  # tokens that are hashed at once
+_STRIP = 1 << 22  # tokens that are hashed or checked at once
+PIECE = 1 << 16  # characters: a longer text is cut where it may be
+_ENCODED = 1 << 20  # characters that are tokenized at once: side by side, and in a hundred megabytes
 
 
 def separator(dtype: np.dtype) -> int:
@@ -67,24 +69,16 @@ def encode_documents(batch: Sequence[Document], tokenizer: Tokenizer | None, dty
         InputError: text without a tokenizer, or an id that `dtype` cannot hold beside the separator.
         CorpusError: text that the tokenizer refuses.
     """
-    texts = [doc for doc in batch if doc.ids is None]
-    if texts and tokenizer is None:
-        raise InputError(f"The document {texts[0].id!r} is text, and there is no tokenizer.", "Give one, or give token ids.")
-    encoded = iter(_encode(texts, tokenizer)) if tokenizer is not None else iter(())
-    rows = [next(encoded) if doc.ids is None else doc.ids for doc in batch]
-    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-    if not texts:
-        ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
-    else:
-        ids = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    rows: list[list[np.ndarray]] = [[] if doc.ids is None else [doc.ids] for doc in batch]
+    places = [number for number, doc in enumerate(batch) if doc.ids is None]
+    for place, ids in _encode([batch[number] for number in places], tokenizer):
+        rows[places[place]].append(ids)
+    lengths = np.fromiter((sum(map(len, row)) for row in rows), np.int64, len(rows))
+    ids = np.concatenate([np.empty(0, np.int64), *(np.asarray(part, np.int64) for row in rows for part in row)])
     limit = separator(dtype)
     if ids.size and (ids.min() < 0 or ids.max() >= limit):
         wrong = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
-        doc = batch[int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))]
-        raise InputError(
-            f"The document {doc.id!r} has the id {ids[wrong]}; here ids run from 0 to {limit - 1}.",
-            "Give a wider token_dtype." if ids[wrong] >= limit else "Ids are never negative.",
-        )
+        raise _wrong_id(batch[int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))], ids[wrong], limit)
     flat = np.full(ids.size + len(rows), limit, dtype)
     is_token = np.ones(flat.size, np.bool_)
     is_token[np.cumsum(lengths + 1) - lengths - 1] = False
@@ -92,13 +86,55 @@ def encode_documents(batch: Sequence[Document], tokenizer: Tokenizer | None, dty
     return flat, lengths, int(ids.max(initial=-1))
 
 
-def _encode(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
+def encode_long_document(doc: Document, tokenizer: Tokenizer | None, dtype: np.dtype) -> Iterator[tuple[np.ndarray, int]]:
+    """The same for one document whose ids are too many to be held at once: pieces of what is stored, each with its greatest id."""
+    limit = separator(dtype)
+    yield np.full(1, limit, dtype), -1
+    if doc.ids is None:
+        pieces = (ids for _, ids in _encode([doc], tokenizer))
+    else:
+        pieces = (doc.ids[start : start + _STRIP] for start in range(0, len(doc.ids), _STRIP))
+    for ids in pieces:
+        if ids.size and (ids.min() < 0 or ids.max() >= limit):
+            raise _wrong_id(doc, ids[(ids < 0) | (ids >= limit)][0], limit)
+        yield ids.astype(dtype), int(ids.max()) if ids.size else -1
+
+
+def _wrong_id(doc: Document, value: int, limit: int) -> InputError:
+    return InputError(
+        f"The document {doc.id!r} has the id {value}; here ids run from 0 to {limit - 1}.",
+        "Give a wider token_dtype." if value >= limit else "Ids are never negative.",
+    )
+
+
+def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The ids u32 of documents with text, some characters at a time: the number of the document, and the next of its ids."""
+    if not docs:
+        return
+    if tokenizer is None:
+        raise InputError(f"The document {docs[0].id!r} is text, and there is no tokenizer.", "Give one, or give token ids.")
+    group: list[tuple[int, str]] = []
+    size = 0
+    for number, doc in enumerate(docs):
+        text = doc.text or ""
+        for piece in text_pieces(text, PIECE) if len(text) > PIECE and may_be_cut(tokenizer) else [text]:
+            group.append((number, piece))
+            size += len(piece)
+            if size >= _ENCODED:
+                yield from _encode_group(group, docs, tokenizer)
+                group, size = [], 0
+    if group:
+        yield from _encode_group(group, docs, tokenizer)
+
+
+def _encode_group(group: list[tuple[int, str]], docs: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
     try:
-        return tokenizer.encode_batch([doc.text or "" for doc in docs])
+        encoded = tokenizer.encode_batch([text for _, text in group])
     except Exception as error:
-        raise CorpusError(
-            f"The tokenizer refuses a document between {docs[0].id!r} and {docs[-1].id!r}: {error}.", "Leave it out."
-        ) from error
+        first, last = docs[group[0][0]].id, docs[group[-1][0]].id
+        raise CorpusError(f"The tokenizer refuses a document between {first!r} and {last!r}: {error}.", "Leave it out.") from error
+    for (number, _), ids in zip(group, encoded, strict=True):
+        yield number, np.array(ids, np.uint32)
 
 
 def update_content(digest: hashlib._Hash, tokens: np.ndarray) -> None:
