@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex, Hit
     from palimpsest.tokenizer import Tokenizer
 
+_ABSENT = {"tokenizer": "none: built from ids", "memory_bound": "none: half of what was free"}
 app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
 
 
@@ -35,18 +36,23 @@ def build(
     out: Annotated[Path, typer.Option(help="The index folder to write.")],
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, or a folder or hub id that holds one.")] = None,
     model: Annotated[str | None, typer.Option(help="The model whose tokenizer is to be used, as for `palimpsest audit`.")] = None,
-    shards: Annotated[int, typer.Option(help="Parts that are sorted on their own: more need less memory.")] = 1,
+    shards: Annotated[int, typer.Option(help="Parts that are sorted on their own.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="What the build may take, such as 2GB; by default half of what is free.")] = None,
     as_json: Json = False,
 ) -> None:
     """Index CORPUS; an interrupted build continues when the same command is run again."""
     from palimpsest.corpus import CorpusIndex, InfiniGramFolder
+    from palimpsest.corpus.memory import resident_memory
 
     tokenized = (corpus / "tokenized.0").is_file()
     documents = InfiniGramFolder(corpus) if tokenized else corpus
     chosen = None if tokenized and tokenizer is None and model is None else choose_tokenizer(tokenizer, model)
     with progress_bar() as progress:
-        index = CorpusIndex.build(documents, chosen, out, shards=shards, progress=progress)
-    show_info(index, as_json=as_json)
+        before = resident_memory()
+        index = CorpusIndex.build(documents, chosen, out, shards=shards, memory=memory, progress=progress)
+    after = resident_memory()
+    used = {"peak_memory": after[1], "build_memory": after[1] - before[0]} if before and after else {}
+    show_info(index, as_json=as_json, more=used | {"memory_bound": index.manifest["memory"]})
 
 
 @app.command()
@@ -176,8 +182,8 @@ def describe_hit(index: CorpusIndex, hit: Hit) -> dict[str, Any]:
     return {"document": hit.doc_id, "index": hit.index, "offset": hit.offset, "metadata": hit.metadata, **parts}
 
 
-def show_info(index: CorpusIndex, *, as_json: bool) -> None:
-    """Prints what an index holds."""
+def show_info(index: CorpusIndex, *, as_json: bool, more: dict[str, Any] | None = None) -> None:
+    """Prints what an index holds, and `more`, in bytes."""
     try:
         size = sum((index.path / name).stat().st_size for name in index.manifest["files"])
     except OSError as error:
@@ -191,6 +197,7 @@ def show_info(index: CorpusIndex, *, as_json: bool) -> None:
         "bytes": size,
         "fingerprint": index.fingerprint,
         "tokenizer": index.tokenizer_fingerprint,
+        **(more or {}),
     }
     if as_json:
         typer.echo(json.dumps(value))
@@ -199,5 +206,5 @@ def show_info(index: CorpusIndex, *, as_json: bool) -> None:
     table.add_column(style="dim")
     table.add_column()
     for name, entry in value.items():
-        table.add_row(name.replace("_", " "), f"{entry:,}" if isinstance(entry, int) else str(entry or "none: built from ids"))
+        table.add_row(name.replace("_", " "), f"{entry:,}" if isinstance(entry, int) else str(entry or _ABSENT[name]))
     Console().print(table)

@@ -6,12 +6,14 @@ the byte that is not UTF-8, the line without text, the archive that ends too ear
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from palimpsest.errors import CorpusError, InputError
 
 _SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _CHUNK = 1 << 20
+_LONG = 1 << 24  # bytes of a text file from which on it is read in strips
 _ROWS = 8192  # rows of a Parquet file that are held at once
 
 
@@ -53,6 +56,57 @@ class Document:
             raise InputError(f"The text of the document {self.id!r} is a {type(self.text).__name__}.", "Give a string.")
         if self.ids is not None:
             object.__setattr__(self, "ids", _as_ids(self.ids, self.id))
+
+    @cached_property
+    def characters(self) -> int:
+        """How many characters its text has."""
+        return len(self.text or "")
+
+    def text_strips(self, size: int) -> Iterator[str]:
+        """Its text, about `size` characters at a time."""
+        text = self.text or ""
+        yield from (text[start : start + size] for start in range(0, len(text), size))
+
+
+class LongFile(Document):
+    """A text file that is not held in memory: it is read anew whenever it is asked for its text, best in strips.
+
+    Args:
+        name: the document's name.
+        path: the file.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        for field_name, value in (("id", name), ("ids", None), ("metadata", {}), ("path", path)):
+            object.__setattr__(self, field_name, value)
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        return "".join(self.text_strips(_CHUNK))
+
+    @cached_property
+    def characters(self) -> int:
+        return sum(map(len, self.text_strips(_CHUNK)))
+
+    def text_strips(self, size: int) -> Iterator[str]:
+        path: Path = self.__dict__["path"]
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        offset = 0
+        try:
+            with open(path, "rb") as stream:
+                while True:
+                    block = stream.read(size)
+                    held = len(decoder.getstate()[0])  # the first bytes of a character that was cut
+                    try:
+                        text = decoder.decode(block, final=not block)
+                    except UnicodeDecodeError as error:
+                        raise _not_utf8(error, path, offset - held) from error
+                    yield text.removeprefix("\ufeff") if offset == 0 else text
+                    if not block:
+                        return
+                    offset += len(block)
+        except PermissionError as error:
+            raise CorpusError(f"{path} may not be read: {error.strerror}.", "Change its permissions.") from error
 
 
 def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
@@ -143,7 +197,8 @@ def _files(folder: Path) -> Iterator[str]:
 def _read_file(path: Path, name: str) -> Iterator[Document]:
     try:
         if name.endswith((".txt", ".md")):
-            yield Document(name, _decode(path.read_bytes(), path, 0))
+            long = path.stat().st_size > _LONG
+            yield LongFile(name, path) if long else Document(name, _decode(path.read_bytes(), path, 0))
         elif name.endswith(".parquet"):
             yield from _read_parquet(path, name)
         else:
@@ -156,11 +211,15 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start} ({error.reason}).",
-            "Convert the file to UTF-8, for example with iconv.",
-        ) from error
+        raise _not_utf8(error, path, offset) from error
     return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def _not_utf8(error: UnicodeDecodeError, path: Path, offset: int) -> CorpusError:
+    return CorpusError(
+        f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} ({error.reason}).",
+        "Convert the file to UTF-8, for example with iconv.",
+    )
 
 
 def _read_records(path: Path, name: str) -> Iterator[Document]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -58,26 +58,35 @@ def may_be_cut(tokenizer: Tokenizer) -> bool:
     )
 
 
-def text_pieces(text: str, size: int) -> Iterator[str]:
-    """A text in pieces of at most `size` characters, or as few more as the next place to cut is away.
+def text_pieces(strips: Iterable[str], size: int) -> Iterator[str]:
+    """A text, given in strips, in pieces of at most `size` characters, or as few more as the next place to cut is away.
 
     Example:
-        >>> list(text_pieces("one two 3 and four", 9))
+        >>> list(text_pieces(["one two 3 ", "and four"], 9))
         ['one two', ' 3 and', ' four']
     """
-    start = 0
-    while len(text) - start > size:
-        cut = text.rfind(" ", start + 1, start + size + 1)
-        while cut > 0 and text[cut - 1] not in _LETTERS:
-            cut = text.rfind(" ", start + 1, cut)
-        if cut < 0:
-            place = _PLACE.search(text, start + size)
-            if place is None:
-                break
-            cut = place.start() + 1
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
+    rest = ""
+    for strip in strips:
+        rest += strip
+        start = 0
+        while (cut := _place(rest, start, size)) > 0:
+            yield rest[start:cut]
+            start = cut
+        rest = rest[start:]
+    yield rest
+
+
+def _place(text: str, start: int, size: int) -> int:
+    """Where the piece that begins at `start` ends: 0 when it may be the last one, or has no end in this text."""
+    if len(text) - start <= size:
+        return 0
+    cut = text.rfind(" ", start + 1, start + size + 1)
+    while cut > 0 and text[cut - 1] not in _LETTERS:
+        cut = text.rfind(" ", start + 1, cut)
+    if cut > 0:
+        return cut
+    place = _PLACE.search(text, start + size)
+    return place.start() + 1 if place else 0
 
 
 def _parts(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.corpus.documents import Document
-from palimpsest.corpus.long_texts import may_be_cut
-from palimpsest.corpus.tokens import PIECE, encode_documents, encode_long_document
+from palimpsest.corpus.tokens import encode_documents, encode_long_document
 from palimpsest.corpus.workspace import Journal
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
@@ -33,7 +31,6 @@ _log = logging.getLogger(__name__)
 _BATCH_DOCUMENTS = 2048
 _BATCH_SIZE = 1 << 22  # characters or ids: some seconds of tokenizing, and several books, which are tokenized side by side
 _STRIP = 1 << 22  # bytes, characters or ids that are checked at once
-_WHOLE = 250  # bytes that a tokenizer takes for every character of a text that it is given whole
 _NOTHING: dict[str, Any] = {"documents": 0, "sizes": [0, 0, 0], "top": -1, "checks": [0, 0, 0]}
 
 
@@ -97,8 +94,7 @@ def _size(doc: Document) -> int:
 def _content(doc: Document) -> Iterator[bytes | memoryview]:
     """What a document holds, in strips: its text in UTF-8 or its ids as int64."""
     if doc.ids is None:
-        text = doc.text or ""
-        yield from (text[start : start + _STRIP].encode() for start in range(0, len(text), _STRIP))
+        yield from (strip.encode() for strip in doc.text_strips(_STRIP))
     else:
         ids = doc.ids
         yield from (np.ascontiguousarray(ids[start : start + _STRIP], "<i8").data for start in range(0, len(ids), _STRIP))
@@ -127,12 +123,10 @@ def stage(
         if not anew:
             _cut(work, journal, replayed, len(done), state["sizes"])
             anew = True
-        for doc in batch:
-            _require_room(doc, tokenizer, bound)
-        state = _append(work, state, digest, lines, _encoded(batch, tokenizer, dtype))
+        state = _append(work, state, digest, lines, _encoded(batch, tokenizer, dtype, bound))
         journal.append(state)
         progress("documents", state["documents"], None)
-        del batch, lines, doc  # not kept while the next one is read
+        del batch, lines  # not kept while the next one is read
     if replayed < len(done) and not anew:
         _cut(work, journal, replayed, len(done), state["sizes"])
     for name, size in zip(STAGED, state["sizes"], strict=True):  # a kill may have left more than the journal knows of
@@ -145,13 +139,15 @@ def stage(
     return state
 
 
-def _encoded(batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _encoded(
+    batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype, bound: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """What `encode_documents` gives for a batch; for a long document in pieces, of which the last one has its length."""
     if len(batch) > 1 or _weight(batch[0]) <= _BATCH_SIZE:
-        yield encode_documents(batch, tokenizer, dtype)
+        yield encode_documents(batch, tokenizer, dtype, bound)
         return
     length = -1  # the separator
-    for flat, top in encode_long_document(batch[0], tokenizer, dtype):
+    for flat, top in encode_long_document(batch[0], tokenizer, dtype, bound):
         length += flat.size
         yield flat, np.empty(0, np.int64), top
     yield np.empty(0, dtype), np.array([length]), -1
@@ -184,24 +180,9 @@ def _append(
     }
 
 
-def _require_room(doc: Document, tokenizer: Tokenizer | None, bound: int | None) -> None:
-    """Raises `InputError` when a document is too long to be tokenized within `bound` bytes, or, without a bound, within the memory."""
-    if doc.text is None or doc.ids is not None or tokenizer is None or len(doc.text) <= PIECE:
-        return
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if bound is None else bound
-    cut = may_be_cut(tokenizer)
-    need = 2 * sys.getsizeof(doc.text) + (0 if cut else _WHOLE * len(doc.text))
-    if need > room:
-        whole = "" if cut else "This tokenizer has to be given it whole: cut it into documents, or g"
-        raise InputError(
-            f"The document {doc.id!r} has {len(doc.text):,} characters, too many for {room / 1e6:,.0f} MB of memory.",
-            f"{whole or 'G'}ive at least {need / 1e6:,.0f} MB.",
-        )
-
-
 def _weight(doc: Document) -> int:
     """Characters or ids of a document."""
-    return len(doc.text or "") if doc.ids is None else len(doc.ids)
+    return doc.characters if doc.ids is None else len(doc.ids)
 
 
 def _keep_whole(work: Path, journal: Journal) -> list[dict[str, Any]]:

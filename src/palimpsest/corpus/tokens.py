@@ -7,6 +7,7 @@ from one document into the next.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from palimpsest.tokenizer import Tokenizer
 
 DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("<u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 _STRIP = 1 << 22  # tokens that are hashed or checked at once
-PIECE = 1 << 16  # characters: a longer text is cut where it may be
+_PIECE = 1 << 16  # characters: a longer text is cut where it may be
+_WHOLE = 250  # bytes that a tokenizer takes for every character of a piece
 _ENCODED = 1 << 20  # characters that are tokenized at once: side by side, and in a hundred megabytes
 
 
@@ -54,24 +56,27 @@ def staging_dtype(token_dtype: str, tokenizer: Tokenizer | None) -> str:
     return token_dtype
 
 
-def encode_documents(batch: Sequence[Document], tokenizer: Tokenizer | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, int]:
+def encode_documents(
+    batch: Sequence[Document], tokenizer: Tokenizer | None, dtype: np.dtype, memory: int | None = None
+) -> tuple[np.ndarray, np.ndarray, int]:
     """A batch of documents as stored: a separator and the ids, document after document.
 
     Args:
         batch: documents with text (then a tokenizer is needed) or ids.
         tokenizer: turns text into ids; documents that have ids keep them.
         dtype: type of the result.
+        memory: bytes that may be used, for what has to be tokenized in one piece; None for all that this machine has.
 
     Returns:
         the flat array of `dtype`, the documents' lengths int64 (documents,), and the greatest id (-1 when all are empty).
 
     Raises:
-        InputError: text without a tokenizer, or an id that `dtype` cannot hold beside the separator.
+        InputError: text without a tokenizer, an id that `dtype` cannot hold beside the separator, or a piece too long for the memory.
         CorpusError: text that the tokenizer refuses.
     """
     rows: list[list[np.ndarray]] = [[] if doc.ids is None else [doc.ids] for doc in batch]
     places = [number for number, doc in enumerate(batch) if doc.ids is None]
-    for place, ids in _encode([batch[number] for number in places], tokenizer):
+    for place, ids in _encode([batch[number] for number in places], tokenizer, memory):
         rows[places[place]].append(ids)
     lengths = np.fromiter((sum(map(len, row)) for row in rows), np.int64, len(rows))
     ids = np.concatenate([np.empty(0, np.int64), *(np.asarray(part, np.int64) for row in rows for part in row)])
@@ -86,12 +91,14 @@ def encode_documents(batch: Sequence[Document], tokenizer: Tokenizer | None, dty
     return flat, lengths, int(ids.max(initial=-1))
 
 
-def encode_long_document(doc: Document, tokenizer: Tokenizer | None, dtype: np.dtype) -> Iterator[tuple[np.ndarray, int]]:
+def encode_long_document(
+    doc: Document, tokenizer: Tokenizer | None, dtype: np.dtype, memory: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """The same for one document whose ids are too many to be held at once: pieces of what is stored, each with its greatest id."""
     limit = separator(dtype)
     yield np.full(1, limit, dtype), -1
     if doc.ids is None:
-        pieces = (ids for _, ids in _encode([doc], tokenizer))
+        pieces = (ids for _, ids in _encode([doc], tokenizer, memory))
     else:
         pieces = (doc.ids[start : start + _STRIP] for start in range(0, len(doc.ids), _STRIP))
     for ids in pieces:
@@ -107,7 +114,7 @@ def _wrong_id(doc: Document, value: int, limit: int) -> InputError:
     )
 
 
-def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None) -> Iterator[tuple[int, np.ndarray]]:
+def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None, memory: int | None) -> Iterator[tuple[int, np.ndarray]]:
     """The ids u32 of documents with text, some characters at a time: the number of the document, and the next of its ids."""
     if not docs:
         return
@@ -116,8 +123,7 @@ def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None) -> Iterator[t
     group: list[tuple[int, str]] = []
     size = 0
     for number, doc in enumerate(docs):
-        text = doc.text or ""
-        for piece in text_pieces(text, PIECE) if len(text) > PIECE and may_be_cut(tokenizer) else [text]:
+        for piece in _pieces(doc, tokenizer, memory):
             group.append((number, piece))
             size += len(piece)
             if size >= _ENCODED:
@@ -125,6 +131,28 @@ def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None) -> Iterator[t
                 group, size = [], 0
     if group:
         yield from _encode_group(group, docs, tokenizer)
+
+
+def _pieces(doc: Document, tokenizer: Tokenizer, memory: int | None) -> Iterator[str]:
+    """The text of a document in pieces that may be tokenized on their own."""
+    if doc.characters <= _PIECE:
+        yield doc.text or ""
+    elif not may_be_cut(tokenizer):
+        _require_room(doc, doc.characters, "by this tokenizer", memory)
+        yield doc.text or ""
+    else:
+        for piece in text_pieces(doc.text_strips(_STRIP), _PIECE):
+            _require_room(doc, len(piece), "for they have no space after a letter", memory)
+            yield piece
+
+
+def _require_room(doc: Document, characters: int, why: str, memory: int | None) -> None:
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if memory is None else memory
+    if _WHOLE * characters > room:
+        raise InputError(
+            f"{characters:,} characters of the document {doc.id!r} have to be tokenized at once, {why}: too many for {room / 1e6:,.0f} MB.",
+            f"Make several documents of it, or give at least {_WHOLE * characters / 1e6:,.0f} MB.",
+        )
 
 
 def _encode_group(group: list[tuple[int, str]], docs: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
