@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -222,3 +225,49 @@ def test_what_cannot_be_deleted_or_appended(index: CorpusIndex):
     with pytest.raises(CorpusError):
         index.append([])
     assert CorpusIndex.open(index.path, verify=True).fingerprint == index.fingerprint
+
+
+READER = """
+import sys
+from pathlib import Path
+from palimpsest.corpus import CorpusIndex
+path, stop = Path(sys.argv[1]), Path(sys.argv[2])
+seen, opened = set(), 0
+kept = CorpusIndex.open(path)
+first = (kept.n_documents, kept.n_tokens, kept.count([1, 2]))
+print("ready", flush=True)
+while not stop.exists():
+    index = CorpusIndex.open(path)
+    opened += 1
+    count = index.count([1, 2])
+    assert count == len(index.locate([1, 2])) == sum(index.document_ids(d).tolist() == [1, 2] for d in range(index.n_documents))
+    assert first == (kept.n_documents, kept.n_tokens, kept.count([1, 2]))  # who has it open is not disturbed
+    seen.add((index.n_documents, index.n_tokens, count))
+print(opened, sorted(seen))
+"""
+
+
+def test_who_reads_while_it_changes_finds_the_old_or_the_new(tmp_path: Path):
+    """A process that opens the index again and again, while documents come and go and the folder is replaced."""
+    index = CorpusIndex.build([[1, 2], [3, 3, 3]], None, tmp_path / "index")
+    states = [(2, 5, 1)]
+    command = [sys.executable, "-c", READER, str(index.path), str(tmp_path / "stop")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        for step in range(24):
+            if step % 3 == 0:
+                index = index.append([[1, 2]] * (step + 1) + [[7] * 9])
+            elif step % 3 == 1:
+                index = index.delete([1])
+            else:
+                index = index.compact(index.path)
+            states.append((index.n_documents, index.n_tokens, index.count([1, 2])))
+        (tmp_path / "stop").touch()
+        out, errors = reader.communicate()
+    assert reader.returncode == 0, errors
+    opened, seen = out.split(" ", 1)
+    assert int(opened) > 10
+    assert len(set(states)) > 10
+    assert set(ast.literal_eval(seen)) <= set(states)
+    assert len(ast.literal_eval(seen)) > 2

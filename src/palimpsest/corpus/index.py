@@ -9,6 +9,7 @@ an open index takes the memory of the pages that are touched.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +31,12 @@ from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate
 from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, as_query, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
-from palimpsest.errors import InputError
+from palimpsest.corpus.workspace import is_being_exchanged
+from palimpsest.errors import InputError, PalimpsestError, StorageError
 from palimpsest.tokenizer import Tokenizer
+
+
+_ATTEMPTS, _PAUSE = 200, 0.01  # to open an index while it changes; seconds between them
 
 
 class CorpusIndex(NextTokenQueries):
@@ -129,6 +134,8 @@ class CorpusIndex(NextTokenQueries):
     ) -> CorpusIndex:
         """Opens an index.
 
+        It may be opened while another process changes it: what is opened is the index before or after that change.
+
         Args:
             path: the index folder.
             mode: "mmap" maps the files; "ram" reads them whole.
@@ -143,12 +150,24 @@ class CorpusIndex(NextTokenQueries):
         if mode not in ("mmap", "ram"):
             raise InputError(f"The mode {mode!r} is unknown.", "Choose mmap or ram.")
         path = Path(path)
-        manifest = layout.read_manifest(path)
-        if verify is True:
-            layout.verify_files(path, manifest)
-        elif verify == "auto":
-            layout.verify_if_changed(path, manifest)
-        return cls(path, manifest, mode)
+        for attempt in range(_ATTEMPTS):
+            before = layout.manifest_bytes(path)
+            try:
+                manifest = layout.read_manifest(path)
+                if verify is True:
+                    layout.verify_files(path, manifest)
+                elif verify == "auto":
+                    layout.verify_if_changed(path, manifest)
+                index = cls(path, manifest, mode)
+            except (PalimpsestError, OSError, ValueError):
+                exchanged = before is None and is_being_exchanged(path)
+                if attempt == _ATTEMPTS - 1 or (layout.manifest_bytes(path) == before and not exchanged):
+                    raise
+                time.sleep(_PAUSE)
+                continue
+            if layout.manifest_bytes(path) == before:  # otherwise its files may be of two indexes
+                return index
+        raise StorageError(f"The index {path} is being changed all the time.", "Open it again when the changes have come to an end.")
 
     def export_infini_gram(self, out: str | os.PathLike[str]) -> None:
         """Writes the corpus as a folder that the package infini-gram opens; `InfiniGramFolder` reads such folders.

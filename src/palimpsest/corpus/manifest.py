@@ -106,6 +106,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return {**manifest, "checksum": checksum}
 
 
+def manifest_bytes(folder: Path) -> bytes | None:
+    """The manifest as it stands on the disk, None where there is none: whether an index has changed since."""
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
+
+
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Hashes every file of the index, in parallel, and notes that it is whole.
 

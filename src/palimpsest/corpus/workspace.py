@@ -23,6 +23,7 @@ from palimpsest.files import write_text
 _log = logging.getLogger(__name__)
 _FORMAT = "palimpsest-build"
 _JOURNAL = "journal"
+_PREVIOUS = "previous"
 
 
 class Journal:
@@ -140,10 +141,15 @@ def put_in_place(work: Path, journal: Journal, out: Path) -> None:
     """Renames the finished index to `out`, in place of an older one, and removes the workspace."""
     journal.append({"stage": "swap"})
     if is_index(out):
-        os.rename(out, work / "previous")
+        os.rename(out, work / _PREVIOUS)
     os.rename(work / "index", out)
     _sync_folder(out.parent)
     remove_workspace(work)
+
+
+def is_being_exchanged(out: Path) -> bool:
+    """Whether an older index has been taken away from `out` and the new one is about to come."""
+    return (partial_folder(out) / _PREVIOUS).exists()
 
 
 def remove_workspace(work: Path) -> None:
