@@ -49,6 +49,15 @@ def test_build_and_info_agree_with_the_library(index: Path, tiny_tokenizer):
     assert opened.fingerprint in run("info", index).stdout
 
 
+def test_build_says_what_memory_it_was_given_and_took(corpus: Path, tmp_path: Path):
+    command = ["build", corpus / "texts", "--tokenizer", corpus / "tokenizer.json", "--out", tmp_path / "index", "--memory", "1GB"]
+    answer = json.loads(run(*command, "--json").stdout)
+    assert answer["memory_bound"] == 10**9 == CorpusIndex.open(tmp_path / "index").manifest["memory"]
+    assert 0 <= answer["build_memory"] < answer["peak_memory"]
+    assert "1,000,000,000" in run(*command).stdout
+    assert "at least 268 MB" in run(*command[:-1], "9MB", code=2).output
+
+
 @pytest.mark.parametrize("text", ["fox", "and the fox", "the", "hound", "cat", "tales: and"])
 def test_count_is_what_one_counts_by_hand_at_the_beginning_and_after_a_space(index: Path, tiny_tokenizer, text):
     def occurrences(needle: list[int]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from palimpsest.corpus import CorpusIndex, Document, build, staging
+from palimpsest.corpus import CorpusIndex, Document, build, memory, staging
 from palimpsest.errors import CorpusError, InputError, StorageError
 from palimpsest.tokenizer import Tokenizer
 
@@ -85,16 +85,23 @@ def killed(work: Callable[[], object]) -> bool:
 
 
 class TestKilled:
-    def test_at_every_touch_of_the_file_system(self, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Kill −9 before the k-th operation on a file, for every k, over an older index and with two shards."""
+    @pytest.mark.parametrize(("builder", "step"), [("auto", 1), ("external", 11)])
+    def test_at_every_touch_of_the_file_system(
+        self, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, builder: str, step: int
+    ) -> None:
+        """Kill −9 before the k-th operation on a file, for every k, over an older index and with two shards.
+
+        Also, for every eleventh, with shards that are sorted in three blocks.
+        """
         monkeypatch.setattr(os, "fsync", lambda handle: None)  # what was written outlives the process; only a power cut needs more
+        monkeypatch.setattr(memory, "count_blocks", lambda *shard: 3)
         docs, older = rows(12), rows(4, seed=9)
         CorpusIndex.build(older, None, tmp_path / "older")
         expected = tmp_path / "expected" / "index"
-        CorpusIndex.build(docs, None, expected, shards=2)
+        CorpusIndex.build(docs, None, expected, shards=2, builder=builder)
         whole = contents(expected)
 
-        for k in range(1000):
+        for k in range(0, 1000, step):
             out = tmp_path / f"kill-{k}" / "index"
             if k % 2:
                 shutil.copytree(tmp_path / "older", out)
@@ -110,12 +117,12 @@ class TestKilled:
                         left -= 1
 
                 sys.addaudithook(on_event)
-                CorpusIndex.build(iter(docs) if k % 3 == 0 else docs, None, out, shards=2)
+                CorpusIndex.build(iter(docs) if k % 3 == 0 else docs, None, out, shards=2, builder=builder)
 
             was_killed = killed(work)
             if out.exists():  # nothing half-written is ever at the target
                 assert CorpusIndex.open(out, verify=True).n_documents in (len(docs), len(older))
-            CorpusIndex.build(docs, None, out, shards=2)
+            CorpusIndex.build(docs, None, out, shards=2, builder=builder)
             assert contents(out) == whole, f"killed before operation {k}"
             assert [path.name for path in out.parent.iterdir()] == ["index"], f"killed before operation {k}"
             if not was_killed:

@@ -52,7 +52,7 @@ def build(
         index = CorpusIndex.build(documents, chosen, out, shards=shards, memory=memory, progress=progress)
     after = resident_memory()
     used = {"peak_memory": after[1], "build_memory": after[1] - before[0]} if before and after else {}
-    show_info(index, as_json=as_json, more=used | {"memory_bound": index.manifest["memory"]})
+    show_info(index, as_json=as_json, more=used | {"memory_bound": index.manifest.get("memory")})
 
 
 @app.command()

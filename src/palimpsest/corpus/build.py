@@ -273,7 +273,7 @@ def _describe(
         for strip in _strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
             update_content(content, strip)
         files |= cut["files"] | order["files"]
-        rows.append({key: cut[key] for key in ("length", "documents")} | {key: order[key] for key in ("builder", "blocks", "alphabet")})
+        rows.append({key: cut[key] for key in ("length", "documents")} | {key: order.get(key, 0) for key in ("builder", "blocks", "alphabet")})
     if card:
         files["tokenizer.json"] = layout.describe_file(folder / "tokenizer.json")
     layout.write_manifest(
