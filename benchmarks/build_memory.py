@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import corpus
 from rich.console import Console
 from rich.table import Table
 
+from corpus import corpus
 from palimpsest.corpus.memory import parse_memory
 from palimpsest.files import write_json
 from palimpsest.measurement import environment

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
 
@@ -17,9 +17,34 @@ from palimpsest.corpus.long_texts import _EXPRESSIONS, may_be_cut, text_pieces
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
 
-SAMPLE = ["it's a fox. They'll see  foxes\n\n and 12 345 dogs", "the fox's tail\tof the Fox, naïve é́ ﬁ ½ 中文 字", "x y  z", "don't  \n stop"]
+SAMPLE = [
+    "it's a fox. They'll see  foxes\n\n and 12 345 dogs",
+    "the fox's tail\tof the Fox, naïve é́ ﬁ ½ 中文 字",
+    "x y  z",
+    "don't  \n stop",
+]
 parts = st.sampled_from(
-    [*"abfoxTs'1 2.,\n\t", "  ", "   ", " the", "the ", "'ll", "fox", " fox", "é", "é", "́", " ́", "中", "½", "ﬁ", "\u00a0", "<x>", "<y> ", "ſ"]
+    [
+        *"abfoxTs'1 2.,\n\t",
+        "  ",
+        "   ",
+        " the",
+        "the ",
+        "'ll",
+        "fox",
+        " fox",
+        "é",
+        "é",
+        "́",
+        " ́",
+        "中",
+        "½",
+        "ﬁ",
+        "\u00a0",
+        "<x>",
+        "<y> ",
+        "ſ",
+    ]
 )
 split = {expression: pre_tokenizers.Split(Regex(expression), "isolated") for expression in sorted(_EXPRESSIONS)}
 PRE_TOKENIZERS = {
@@ -60,7 +85,12 @@ def trained(pre_tokenizer, normalizer, added: list[AddedToken] | None = None, mo
     return Tokenizer(backend)
 
 
-ADDED = [AddedToken("<x>", lstrip=True), AddedToken("  ", normalized=False), AddedToken("<y>", rstrip=True), AddedToken("fox", single_word=True)]
+ADDED = [
+    AddedToken("<x>", lstrip=True),
+    AddedToken("  ", normalized=False),
+    AddedToken("<y>", rstrip=True),
+    AddedToken("fox", single_word=True),
+]
 TOKENIZERS = [
     trained(pre, norm, ADDED if i % 2 else None, "unigram" if name == "metaspace" else "bpe")
     for i, (name, pre) in enumerate(PRE_TOKENIZERS.items())

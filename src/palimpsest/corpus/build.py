@@ -86,7 +86,7 @@ def build_index(
         lengths = [journal.require("shard", shard)["length"] for shard in range(shards)]
         plans = [plan_sort(builder, length, state["top"], DTYPES[name].itemsize, bound) for length in lengths]
         with ThreadPoolExecutor(_at_once(plans, bound)) as pool:
-            tasks = [pool.submit(_sort, work, journal, shard, DTYPES[name], state["top"], plans[shard]) for shard in waiting]
+            tasks = [pool.submit(_sort, work, journal, shard, DTYPES[name], state["top"], plans[shard], progress) for shard in waiting]
             for done, task in enumerate(as_completed(tasks), start=1 + shards - len(waiting)):
                 task.result()
                 progress("sort", done, shards)
@@ -203,12 +203,12 @@ def _at_once(plans: list[SortPlan], bound: int | None) -> int:
     return max(1, min(os.cpu_count() or 1, len(plans), room // max(plan.memory for plan in plans)))
 
 
-def _sort(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, plan: SortPlan) -> None:
+def _sort(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, plan: SortPlan, progress: Progress) -> None:
     """Writes the suffix array of a shard and its buckets."""
     folder = work / "index"
     order, buckets = folder / f"sa.{shard}", folder / f"buckets.{shard}"
     if plan.blocks:
-        alphabet = _sort_in_blocks(work, journal, shard, dtype, top, plan.blocks)
+        alphabet = _sort_in_blocks(work, journal, shard, dtype, top, plan.blocks, progress)
     else:
         tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
         require_space(folder, 4 * tokens.size)
@@ -223,13 +223,13 @@ def _sort(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, p
     journal.append(entry)
 
 
-def _sort_in_blocks(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int) -> int:
+def _sort_in_blocks(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int, progress: Progress) -> int:
     """Does that for a shard larger than the memory; returns how many distinct tokens it has."""
     folder = work / "index"
     length = journal.require("shard", shard)["length"]
     require_space(folder, 4 * length + block_space(length))
     sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, work / f"blocks.{shard}", journal, shard)
-    sort.sort_blocks()
+    sort.sort_blocks(lambda done, total: progress(f"sort shard {shard}, block", done, total))
     write_pieces(folder / f"sa.{shard}", sort.merged())
     values, counts = np.empty(0, dtype), np.empty(0, np.int64)
     for strip in _strips(folder / f"tokens.{shard}", dtype, 0, length):
@@ -273,7 +273,9 @@ def _describe(
         for strip in _strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
             update_content(content, strip)
         files |= cut["files"] | order["files"]
-        rows.append({key: cut[key] for key in ("length", "documents")} | {key: order.get(key, 0) for key in ("builder", "blocks", "alphabet")})
+        rows.append(
+            {key: cut[key] for key in ("length", "documents")} | {key: order.get(key, 0) for key in ("builder", "blocks", "alphabet")}
+        )
     if card:
         files["tokenizer.json"] = layout.describe_file(folder / "tokenizer.json")
     layout.write_manifest(

@@ -7,10 +7,8 @@ the byte that is not UTF-8, the line without text, the archive that ends too ear
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import zstandard
 
+from palimpsest.corpus.lines import lines
 from palimpsest.corpus.manifest import is_index
 from palimpsest.errors import CorpusError, InputError
 
@@ -224,7 +222,7 @@ def _not_utf8(error: UnicodeDecodeError, path: Path, offset: int) -> CorpusError
 
 def _read_records(path: Path, name: str) -> Iterator[Document]:
     offset = number = 0
-    for line in _lines(path):
+    for line in lines(path):
         number, size = number + 1, len(line)
         record = _parse_record(_decode(line, path, offset), path, number)
         del line  # it may be long, and is not kept while the document is in work
@@ -277,55 +275,3 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
                 return
     except pl.exceptions.PolarsError as error:
         raise CorpusError(f"{path} is not a whole Parquet file: {error}.", "Write it again: it may be truncated.") from error
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a JSON lines file, unpacked, each with its line break."""
-    if path.name.endswith(".gz"):
-        yield from _split(_gunzip(path))
-    elif path.name.endswith(".zst"):
-        yield from _split(_unzstd(path))
-    else:
-        with open(path, "rb") as stream:
-            yield from stream
-
-
-def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    parts: list[bytes] = []  # of a line that has not ended yet
-    for block in blocks:
-        *lines, rest = block.split(b"\n")
-        for line in lines:
-            yield b"".join([*parts, line, b"\n"])
-            parts = []
-        parts.append(rest)
-    if last := b"".join(parts):
-        yield last
-
-
-def _gunzip(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path, "rb") as stream:
-            while block := stream.read(_CHUNK):
-                yield block
-    except EOFError as error:
-        raise CorpusError(f"{path} is truncated: the gzip stream has no end.", "Fetch or write the file again.") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise CorpusError(f"{path} is damaged or not gzip: {error}.", "Fetch or write the file again.") from error
-
-
-def _unzstd(path: Path) -> Iterator[bytes]:
-    try:
-        frame = None  # the frame that is being read; a file may hold several
-        with open(path, "rb") as stream:
-            while block := stream.read(_CHUNK):
-                while block:
-                    if frame is None:
-                        frame = zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(block)
-                    block = frame.unused_data if frame.eof else b""
-                    if frame.eof:
-                        frame = None
-        if frame is not None:
-            raise CorpusError(f"{path} is truncated: the Zstandard frame has no end.", "Fetch or write the file again.")
-    except zstandard.ZstdError as error:
-        raise CorpusError(f"{path} is damaged or not Zstandard: {error}.", "Fetch or write the file again.") from error

@@ -23,7 +23,7 @@ Every block is noted in the journal when its three files are on the disk, and is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,12 +114,14 @@ class BlockSort:
         self._folder, self._journal, self._shard = folder, journal, shard
         self._stage = {"stage": "block", "shard": shard, "blocks": blocks}
 
-    def sort_blocks(self) -> None:
-        """Sorts all blocks that are not yet on the disk, from the last to the first."""
+    def sort_blocks(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Sorts all blocks that are not yet on the disk, from the last to the first; tells `progress` of each."""
         self._folder.mkdir(exist_ok=True)
+        count = len(self._borders) - 1
         for block in range(self._finished() - 1, -1, -1):
             parts = self._sort_block(block)
             self._journal.append({**self._stage, "block": block, "parts": parts})
+            progress(count - block, count)
             (self._folder / f"greater.{block + 1}").unlink(missing_ok=True)
 
     def merged(self) -> Iterator[np.ndarray]:

@@ -35,7 +35,6 @@ from palimpsest.corpus.workspace import is_being_exchanged
 from palimpsest.errors import InputError, PalimpsestError, StorageError
 from palimpsest.tokenizer import Tokenizer
 
-
 _ATTEMPTS, _PAUSE = 200, 0.01  # to open an index while it changes; seconds between them
 
 
@@ -106,7 +105,8 @@ class CorpusIndex(NextTokenQueries):
                 that fits `memory`, else external. The files are the same.
             memory: what the build may add to the resident memory of this process: bytes, or a text like "2GB"; None for half of what
                 is free. A single document has to fit, about twice its text (see `docs/corpus-index.md`).
-            progress: called as `progress(stage, done, total)` with "documents" (total None) and "sort" (shards).
+            progress: called as `progress(stage, done, total)` with "documents" (total None), "sort" (shards), and, for a
+                shard s in blocks, "sort shard s, block".
             resume: False discards what an interrupted build left and builds again what is already there.
 
         Raises:
