@@ -143,7 +143,7 @@ class TestIndex:
             cards = [(card["builder"], card["blocks"]) for card in index.manifest["shards"]]
             assert cards == [("divsufsort", 0) if builder == "auto" else ("external", 5)] * shards
         assert files[0] == files[1]
-        assert {path.name for path in tmp_path.iterdir()} == {"auto", "external", "cache"}
+        assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"auto", "external"}
 
     def test_another_bound_opens_what_is_built(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         CorpusIndex.build(rows(9), None, tmp_path / "index", memory="1GB")
