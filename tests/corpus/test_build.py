@@ -489,7 +489,7 @@ class TestResult:
     def test_strips_and_batches_leave_no_seam(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         docs = rows(60)
         whole = contents(CorpusIndex.build(docs, None, tmp_path / "a", shards=2).path)
-        monkeypatch.setattr(build, "_STRIP", 7)
+        monkeypatch.setattr("palimpsest.corpus.sharding._STRIP", 7)
         monkeypatch.setattr(staging, "_STRIP", 11)
         monkeypatch.setattr("palimpsest.corpus.suffix_array._STRIP", 5)
         assert contents(CorpusIndex.build(docs, None, tmp_path / "b", shards=2).path) == whole

@@ -200,21 +200,26 @@ class TestIndex:
         for name in ("sa.0", "buckets.0"):
             assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
-    def test_other_blocks_begin_anew(self, tmp_path: Path, five_blocks: None, monkeypatch: pytest.MonkeyPatch):
-        docs = rows(60)
+    def test_other_blocks_begin_anew(self, tmp_path: Path):
+        tokens = mixed(2000)
+        tokens.tofile(tmp_path / "tokens")
+        journal = Journal.create(tmp_path / "journal", {})
+        for blocks in (5, 3, 5, 5):  # the second time the files of the first five have been overwritten
+            sort = BlockSort(tmp_path / "tokens", tokens.dtype, tokens.size, 900, blocks, tmp_path / "blocks", journal, 0)
+            sort.sort_blocks()
+            assert np.array_equal(np.concatenate(list(sort.merged())), suffix_array(tokens, 900, "sais"))
+        assert [entry["blocks"] for entry in journal.entries] == [5] * 5 + [3] * 3 + [5] * 5
+
+    def test_blocks_that_were_begun_are_kept_when_the_memory_changes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(memory, "count_blocks", lambda *rest: 5)
         with monkeypatch.context() as patch:
             patch.setattr(BlockSort, "merged", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                CorpusIndex.build(docs, None, tmp_path / "index", builder="external")
-        for count in (3, 5):
-            monkeypatch.setattr(memory, "count_blocks", lambda *rest, count=count: count)
-            with monkeypatch.context() as patch:
-                patch.setattr(BlockSort, "merged", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-                with pytest.raises(KeyboardInterrupt):
-                    CorpusIndex.build(docs, None, tmp_path / "index", builder="external")
-        CorpusIndex.build(docs, None, tmp_path / "index", builder="external")
-        CorpusIndex.build(docs, None, tmp_path / "straight", builder="external")
-        assert contents(tmp_path / "index") == contents(tmp_path / "straight")
+                CorpusIndex.build(rows(60), None, tmp_path / "index", builder="external")
+        monkeypatch.setattr(memory, "count_blocks", lambda *rest: 3)
+        monkeypatch.setattr(BlockSort, "_sort_block", None)
+        index = CorpusIndex.build(rows(60), None, tmp_path / "index", builder="external", memory="300MB")
+        assert index.manifest["shards"][0]["blocks"] == 5
 
     def test_no_room_for_the_blocks(self, tmp_path: Path, five_blocks: None, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000})())
@@ -258,6 +263,8 @@ class TestBound:
             plan_sort("sais", n, 50_000, 2, 10**9)
         assert "external" in caught.value.remedy
         assert plan_sort("external", n, 50_000, 2, 4 * 10**9).blocks == 1
+        assert [plan_sort(builder, n, 50_000, 2, 3 * 10**9, begun=7).blocks for builder in ("auto", "external", "sais")] == [7, 7, 0]
+        assert plan_sort("auto", n, 50_000, 2, 5 * 10**8, begun=2).blocks > 2
 
     def test_without_a_bound_nothing_is_refused(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(memory, "free_memory", lambda: 1)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,16 @@ from palimpsest.corpus.documents import Docs, as_documents
 from palimpsest.corpus.external import BlockSort, block_space
 from palimpsest.corpus.memory import RESERVED, SortPlan, free_memory, parse_memory, plan_sort
 from palimpsest.corpus.search import branches
-from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
+from palimpsest.corpus.sharding import read_strips, split_shards, write_pieces
+from palimpsest.corpus.staging import Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
-from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
+from palimpsest.corpus.tokens import DTYPES, dtype_name, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
-from palimpsest.files import atomic_path, require_space, storage_errors
+from palimpsest.files import require_space, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-_STRIP = 1 << 22  # ids or bytes that are handled at once
 
 
 def build_index(
@@ -81,15 +80,12 @@ def build_index(
                 path.unlink()
         name = dtype_name(max(state["top"], 0)) if staged == "u32" and token_dtype == "auto" and tokenizer is None else staged
         if any(journal.entry("shard", shard) is None for shard in range(shards)):
-            _split(work, folder, journal, DTYPES[staged], DTYPES[name], shards)
+            split_shards(work, folder, journal, DTYPES[staged], DTYPES[name], shards)
         waiting = [shard for shard in range(shards) if journal.entry("sort", shard) is None]
-        lengths = [journal.require("shard", shard)["length"] for shard in range(shards)]
-        plans = [plan_sort(builder, length, state["top"], DTYPES[name].itemsize, bound) for length in lengths]
-        with ThreadPoolExecutor(_at_once(plans, bound)) as pool:
-            tasks = [pool.submit(_sort, work, journal, shard, DTYPES[name], state["top"], plans[shard], progress) for shard in waiting]
-            for done, task in enumerate(as_completed(tasks), start=1 + shards - len(waiting)):
-                task.result()
-                progress("sort", done, shards)
+        plans = [_plan(journal, shard, builder, state["top"], DTYPES[name], bound) for shard in range(shards)]
+        sorting = _sort_here(folder, journal, waiting, DTYPES[name], state["top"], plans, bound, progress)
+        for done, _ in enumerate(sorting, start=1 + shards - len(waiting)):
+            progress("sort", done, shards)
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
         _describe(folder, journal, name, state, card, request, bound)
@@ -117,84 +113,10 @@ def _is_built(docs: Docs, out: Path, card: dict[str, Any] | None, request: dict[
     return manifest["source"] == source_digest(digest for _, _, digest in batches(as_documents(docs)))
 
 
-def _split(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: np.dtype, shards: int) -> None:
-    """Cuts the staged documents into shards of nearly equal length and writes everything of them but the suffix arrays."""
-    start = lines = 0  # tokens and bytes of metadata in the shards before
-    for shard, (first, last) in enumerate(pairwise(_shard_borders(work, staged, shards))):
-        if (known := journal.entry("shard", shard)) is not None:
-            start, lines = start + known["length"], lines + known["files"][f"meta.{shard}"]["bytes"]
-            continue
-        docs, offsets, meta = (folder / f"{part}.{shard}" for part in ("docs", "metaoff", "meta"))
-        write_pieces(docs, _document_starts(work / STAGED[1], first, last))
-        length = _last(docs) - 1
-        strips = _strips(work / STAGED[0], staged, start, length)
-        write_pieces(folder / f"tokens.{shard}", (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips))
-        write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
-        size = _last(offsets)
-        write_pieces(meta, _strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
-        start, lines = start + length, lines + size
-        journal.append(
-            {
-                "stage": "shard",
-                "shard": shard,
-                "length": length,
-                "documents": last - first,
-                "files": {
-                    f"{part}.{shard}": layout.describe_file(folder / f"{part}.{shard}") for part in ("tokens", "docs", "meta", "metaoff")
-                },
-            }
-        )
-
-
-def _shard_borders(work: Path, staged: np.dtype, shards: int) -> list[int]:
-    """The first document of every shard, and the number of all."""
-    documents = (work / STAGED[1]).stat().st_size // 8
-    if shards > documents:
-        raise InputError(f"{documents} documents cannot fill {shards} shards.", f"Ask for at most {documents}.")
-    targets = (work / STAGED[0]).stat().st_size // staged.itemsize * np.arange(1, shards) / shards
-    borders = np.ones(shards + 1, np.int64)
-    end = 0
-    for lengths in _strips(work / STAGED[1], np.dtype("<i8"), 0, documents):
-        ends = end + np.cumsum(lengths + 1)
-        borders[1:-1] += np.searchsorted(ends, targets, side="left")
-        end = int(ends[-1])
-    borders[0], borders[-1] = 0, documents
-    for shard in range(1, shards):  # every shard has a document
-        borders[shard] = min(max(borders[shard], borders[shard - 1] + 1), documents - (shards - shard))
-    return borders.tolist()
-
-
-def _document_starts(lengths: Path, first: int, last: int) -> Iterator[np.ndarray]:
-    """Where documents begin in their shard, each after its separator, and where the next one would."""
-    start = 1
-    yield np.array([start], "<i8")
-    for strip in _strips(lengths, np.dtype("<i8"), first, last - first):
-        starts = start + np.cumsum(strip + 1)
-        yield starts.astype("<i8")
-        start = int(starts[-1])
-
-
-def _line_starts(meta: Path, begin: int, count: int) -> Iterator[np.ndarray]:
-    """Where `count` lines from the byte `begin` on begin, counted from there, and where the next one would."""
-    yield np.zeros(1, "<i8")
-    done = 0
-    for strip in _strips(meta, np.dtype(np.uint8), begin, meta.stat().st_size - begin):
-        breaks = np.flatnonzero(strip == ord("\n"))[:count]
-        yield (breaks + done + 1).astype("<i8")
-        count, done = count - breaks.size, done + strip.size
-        if count == 0:
-            return
-
-
-def _strips(path: Path, dtype: np.dtype, start: int, count: int) -> Iterator[np.ndarray]:
-    """The entries start, …, start + count - 1 of a file, so many at once that the memory does not notice; never mapped."""
-    for at in range(start, start + count, _STRIP):
-        yield np.fromfile(path, dtype, min(_STRIP, start + count - at), offset=at * dtype.itemsize)
-
-
-def _last(path: Path) -> int:
-    """The last int64 of a file."""
-    return int(np.fromfile(path, "<i8", 1, offset=path.stat().st_size - 8)[0])
+def _plan(journal: Journal, shard: int, builder: str, top: int, dtype: np.dtype, bound: int | None) -> SortPlan:
+    """How a shard is sorted; when it was begun in blocks, in as many again where that is possible."""
+    begun = [entry["blocks"] for entry in journal.entries if entry["stage"] == "block" and entry["shard"] == shard]
+    return plan_sort(builder, journal.require("shard", shard)["length"], top, dtype.itemsize, bound, begun[-1] if begun else 0)
 
 
 def _at_once(plans: list[SortPlan], bound: int | None) -> int:
@@ -203,40 +125,63 @@ def _at_once(plans: list[SortPlan], bound: int | None) -> int:
     return max(1, min(os.cpu_count() or 1, len(plans), room // max(plan.memory for plan in plans)))
 
 
-def _sort(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, plan: SortPlan, progress: Progress) -> None:
-    """Writes the suffix array of a shard and its buckets."""
-    folder = work / "index"
-    order, buckets = folder / f"sa.{shard}", folder / f"buckets.{shard}"
-    if plan.blocks:
-        alphabet = _sort_in_blocks(work, journal, shard, dtype, top, plan.blocks, progress)
-    else:
-        tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
-        require_space(folder, 4 * tokens.size)
-        sa = suffix_array(tokens, top, plan.builder)
-        tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
-        firsts, starts = branches(tokens, sa, 0, sa.size, 0)
-        write_pieces(order, [sa.astype("<u4", copy=False)])
-        write_pieces(buckets, [firsts.astype("<i8"), starts.astype("<i8")])
-        alphabet = firsts.size
-    files = {path.name: layout.describe_file(path) for path in (order, buckets)}
-    entry = {"stage": "sort", "shard": shard, "builder": plan.builder, "blocks": plan.blocks, "alphabet": alphabet, "files": files}
-    journal.append(entry)
+def _sort_here(
+    folder: Path,
+    journal: Journal,
+    waiting: list[int],
+    dtype: np.dtype,
+    top: int,
+    plans: list[SortPlan],
+    bound: int | None,
+    progress: Progress,
+) -> Iterator[int]:
+    """Sorts the shards `waiting` in threads of this process; yields each when it is in its place and in the journal."""
+
+    def sort(shard: int) -> int:
+        if plans[shard].blocks:
+            journal.append(_sort_in_blocks(folder, journal, shard, dtype, top, plans[shard].blocks, progress))
+        else:
+            journal.append(sort_shard(folder, folder, shard, dtype, top, plans[shard].builder))
+        return shard
+
+    with ThreadPoolExecutor(_at_once(plans, bound)) as pool:
+        for task in as_completed([pool.submit(sort, shard) for shard in waiting]):
+            yield task.result()
 
 
-def _sort_in_blocks(work: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int, progress: Progress) -> int:
-    """Does that for a shard larger than the memory; returns how many distinct tokens it has."""
-    folder = work / "index"
+def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int, builder: str) -> dict[str, Any]:
+    """Writes the suffix array and the buckets of a shard of `folder` into `target`; returns what the journal is to say of them."""
+    tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
+    require_space(target, 4 * tokens.size)
+    sa = suffix_array(tokens, top, builder)
+    tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
+    firsts, starts = branches(tokens, sa, 0, sa.size, 0)
+    write_pieces(target / f"sa.{shard}", [sa.astype("<u4", copy=False)])
+    write_pieces(target / f"buckets.{shard}", [firsts.astype("<i8"), starts.astype("<i8")])
+    return _sorted(target, shard, builder, 0, firsts.size)
+
+
+def _sort_in_blocks(
+    folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int, progress: Progress
+) -> dict[str, Any]:
+    """The same for a shard larger than the memory."""
     length = journal.require("shard", shard)["length"]
     require_space(folder, 4 * length + block_space(length))
-    sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, work / f"blocks.{shard}", journal, shard)
+    sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, folder.with_name(f"blocks.{shard}"), journal, shard)
     sort.sort_blocks(lambda done, total: progress(f"sort shard {shard}, block", done, total))
     write_pieces(folder / f"sa.{shard}", sort.merged())
     values, counts = np.empty(0, dtype), np.empty(0, np.int64)
-    for strip in _strips(folder / f"tokens.{shard}", dtype, 0, length):
+    for strip in read_strips(folder / f"tokens.{shard}", dtype, 0, length):
         values, counts = _add_counts(values, counts, *np.unique(strip, return_counts=True))
     write_pieces(folder / f"buckets.{shard}", [values.astype("<i8"), np.concatenate([[0], np.cumsum(counts)]).astype("<i8")])
     sort.remove()
-    return values.size
+    return _sorted(folder, shard, "external", blocks, values.size)
+
+
+def _sorted(target: Path, shard: int, builder: str, blocks: int, alphabet: int) -> dict[str, Any]:
+    """What the journal says of a sorted shard."""
+    files = {name: layout.describe_file(target / name) for name in (f"sa.{shard}", f"buckets.{shard}")}
+    return {"stage": "sort", "shard": shard, "builder": builder, "blocks": blocks, "alphabet": alphabet, "files": files}
 
 
 def _add_counts(values: np.ndarray, counts: np.ndarray, more: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,13 +191,6 @@ def _add_counts(values: np.ndarray, counts: np.ndarray, more: np.ndarray, again:
     total[np.searchsorted(merged, values)] = counts
     total[np.searchsorted(merged, more)] += again
     return merged, total
-
-
-def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """Writes arrays one after the other into a file, whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        for piece in pieces:
-            stream.write(np.ascontiguousarray(piece).data)
 
 
 def _describe(
@@ -270,7 +208,7 @@ def _describe(
     rows = []
     for shard in range(request["shards"]):
         cut, order = journal.require("shard", shard), journal.require("sort", shard)
-        for strip in _strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
+        for strip in read_strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
             update_content(content, strip)
         files |= cut["files"] | order["files"]
         rows.append(

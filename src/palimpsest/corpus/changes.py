@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from palimpsest.corpus import manifest as layout
-from palimpsest.corpus.build import build_index, write_pieces
+from palimpsest.corpus.build import build_index
 from palimpsest.corpus.documents import Docs, Document
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.shard import CHANGED, PARTS, Shard, file_name, open_shards
+from palimpsest.corpus.sharding import write_pieces
 from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, update_content
 from palimpsest.corpus.workspace import locked

@@ -56,19 +56,24 @@ def parse_memory(memory: int | str | None) -> int | None:
     return size
 
 
-def plan_sort(builder: str, length: int, top: int, itemsize: int, bound: int | None) -> SortPlan:
+def plan_sort(builder: str, length: int, top: int, itemsize: int, bound: int | None, begun: int = 0) -> SortPlan:
     """How a shard is sorted within a bound: in memory when that fits, else in as few blocks as fit.
 
     Args:
         builder: one of `suffix_array.BUILDERS`.
         length, top, itemsize: tokens of the shard, the greatest of them, and their bytes.
         bound: bytes for the whole build; None for half of what is free, which is then no reason to refuse.
+        begun: blocks of which some have been sorted already; they are kept when one of them fits.
 
     Raises:
         InputError: an unknown builder, a shard that is too long, or a bound that is too small.
     """
     chosen = choose_builder(builder, length, top)
     room = (free_memory() // 2 if bound is None else bound) - RESERVED
+    if begun and builder in ("auto", "external"):
+        need = block_memory(-(-length // begun), top)
+        if bound is None or need <= room:
+            return SortPlan("external", begun, need)
     if chosen != "external":
         need = sorting_memory(chosen, length, top, itemsize)
         if need <= room or (builder != "auto" and bound is None):
