@@ -25,7 +25,7 @@ from palimpsest.corpus.search import branches
 from palimpsest.corpus.sharding import read_strips, split_shards, write_pieces
 from palimpsest.corpus.staging import Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
-from palimpsest.corpus.tokens import DTYPES, dtype_name, staging_dtype, update_content
+from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
 from palimpsest.files import require_space, storage_errors
@@ -170,9 +170,7 @@ def _sort_in_blocks(
     sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, folder.with_name(f"blocks.{shard}"), journal, shard)
     sort.sort_blocks(lambda done, total: progress(f"sort shard {shard}, block", done, total))
     write_pieces(folder / f"sa.{shard}", sort.merged())
-    values, counts = np.empty(0, dtype), np.empty(0, np.int64)
-    for strip in read_strips(folder / f"tokens.{shard}", dtype, 0, length):
-        values, counts = _add_counts(values, counts, *np.unique(strip, return_counts=True))
+    values, counts = _token_counts(read_strips(folder / f"tokens.{shard}", dtype, 0, length), dtype)
     write_pieces(folder / f"buckets.{shard}", [values.astype("<i8"), np.concatenate([[0], np.cumsum(counts)]).astype("<i8")])
     sort.remove()
     return _sorted(folder, shard, "external", blocks, values.size)
@@ -184,13 +182,23 @@ def _sorted(target: Path, shard: int, builder: str, blocks: int, alphabet: int) 
     return {"stage": "sort", "shard": shard, "builder": builder, "blocks": blocks, "alphabet": alphabet, "files": files}
 
 
-def _add_counts(values: np.ndarray, counts: np.ndarray, more: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of two tables of distinct values, ascending, and their counts."""
-    merged = np.union1d(values, more)
-    total = np.zeros(merged.size, np.int64)
-    total[np.searchsorted(merged, values)] = counts
-    total[np.searchsorted(merged, more)] += again
-    return merged, total
+def _token_counts(strips: Iterator[np.ndarray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct tokens, ascending, the separator among them, and how often each occurs."""
+    if dtype.itemsize < 4:
+        table = np.zeros(separator(dtype) + 1, np.int64)
+        for strip in strips:
+            table += np.bincount(strip, minlength=table.size)
+        values = np.flatnonzero(table)
+        return values, table[values]
+    values, counts = np.empty(0, dtype), np.empty(0, np.int64)
+    for strip in strips:
+        more, again = np.unique(strip, return_counts=True)
+        merged = np.union1d(values, more)
+        total = np.zeros(merged.size, np.int64)
+        total[np.searchsorted(merged, values)] = counts
+        total[np.searchsorted(merged, more)] += again
+        values, counts = merged, total
+    return values, counts
 
 
 def _describe(
