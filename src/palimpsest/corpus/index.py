@@ -104,7 +104,7 @@ class CorpusIndex(NextTokenQueries):
             builder: "divsufsort" or "sais" (see `suffix_array`), "external" (in blocks, see `external`), or "auto": in memory if
                 that fits `memory`, else external. The files are the same.
             memory: what the build may add to the resident memory of this process: bytes, or a text like "2GB"; None for half of what
-                is free. A single document has to fit, about twice its text (see `docs/corpus-index.md`).
+                is free. A text that is given as one string has to fit beside it (see `docs/corpus-index.md`).
             progress: called as `progress(stage, done, total)` with "documents" (total None), "sort" (shards), and, for a
                 shard s in blocks, "sort shard s, block".
             resume: False discards what an interrupted build left and builds again what is already there.
