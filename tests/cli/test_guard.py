@@ -94,6 +94,32 @@ def test_generate_shows_what_the_guard_stops(place, how):
     assert "Under guard: 0 protected 3-grams" in shown
 
 
+def test_check_finds_what_is_close(place, tiny_tokenizer):
+    text = "He said: the quick brown cat jumps over the lazy"
+    ids = tiny_tokenizer.encode(text)
+    answers = [json.loads(run("check", place / "index", text, "--n", 12, "--approximate", k, "--json").stdout) for k in (0, 4)]
+    assert [answer["approximate"] for answer in answers] == [0, 4]
+    assert answers[0]["spans"] == []
+    assert any("brown cat jumps" in span["text"] for span in answers[1]["spans"])
+    shown = " ".join(run("check", place / "index", text, "--n", 12, "--approximate", 4).stdout.split())
+    stand = f"{answers[1]['protected_tokens']} of {len(ids)} tokens stand in"
+    assert f"{stand} 12-grams within 4 edits of a protected passage" in shown
+
+
+def test_generate_keeps_a_distance(place, tiny_model):
+    """What the model writes is protected; to the letter it comes out nearly the same, with edits allowed for it does not."""
+    prefix = load_model(place / "model").tokenizer.encode(PROMPT)
+    whole = [*prefix, *tiny_model.generate([prefix], 20)[0][0].tolist()]
+    own = CorpusIndex.build([whole], load_model(place / "model").tokenizer, place / "own")
+    arguments = ["generate", place / "model", "--protect", own.path, "--prompt", PROMPT, "--max-new-tokens", 20, "--n", 8, "--top-k", 0]
+    value = json.loads(run(*arguments, "--approximate", 2, "--json").stdout)
+    assert (value["n"], value["approximate"]) == (8, 2)
+    assert value["free"]["protected_ngrams"] == value["free"]["tokens"] - 2
+    assert value["guarded"]["protected_ngrams"] == value["counts"]["violations"] == 0
+    shown = " ".join(run(*arguments, "--approximate", 2).stdout.split())
+    assert "Under guard: 0 8-grams within 2 edits of a protected passage" in shown
+
+
 def test_what_goes_wrong(place, tmp_path):
     model = place / "model"
     cases = [
@@ -105,6 +131,8 @@ def test_what_goes_wrong(place, tmp_path):
         (["check", place / "own.bloom", "text"], "holds no tokenizer"),
         (["check", place / "index", "", "--n", 3], "empty"),
         (["check", place / "own.bloom", "text", "--model", model, "--n", 4], "asked for n=4"),
+        (["check", place / "own.bloom", "text", "--model", model, "--approximate", 1], "holds no passages"),
+        (["check", place / "index", "text", "--n", 3, "--approximate", 2], "Give n of at least 4"),
         (["generate", model, "--protect", place / "own.bloom", "--prompt", ""], "prompt is empty"),
         (["generate", place / "texts", "--protect", place / "own.bloom", "--prompt", "x"], "config.json"),
     ]

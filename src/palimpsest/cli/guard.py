@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="Stop a model from writing out what
 
 Source = Annotated[Path, typer.Argument(metavar="PROTECTED", help="A filter made by `guard build`, or the folder of an index.")]
 Length = Annotated[int | None, typer.Option("--n", min=1, help="Tokens of a protected n-gram; the filter's own, 10 for an index.")]
+Edits = Annotated[int, typer.Option(min=0, help="Tokens by which a passage may differ and is still protected; needs an index.")]
 OwnTokenizer = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer.json, or a folder or hub id that holds one.")]
 OwnModel = Annotated[str | None, typer.Option("--model", help="The model whose tokenizer is to be used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -75,11 +76,12 @@ def check(
     protected: Source,
     text: Annotated[str, typer.Argument(help="A text, or - to read it from the standard input.")],
     n: Length = None,
+    approximate: Edits = 0,
     tokenizer: OwnTokenizer = None,
     model: OwnModel = None,
     as_json: Json = False,
 ) -> None:
-    """Mark what a text shares with the protected corpus, n-gram by n-gram."""
+    """Mark what a text shares with the protected corpus, n-gram by n-gram, to the letter or with a few edits."""
     from palimpsest.guard import protected_ngrams
     from palimpsest.guard.ngrams import as_source
 
@@ -88,11 +90,12 @@ def check(
     ids = own.encode(typer.get_text_stream("stdin").read() if text == "-" else text)
     if not ids:
         raise InputError("The text to check is empty.", "Give some words.")
-    length = as_source(source, n).n
-    spans = merged([(end - length + 1, end + 1) for end in protected_ngrams(source, ids, 0, n).tolist()])
+    length = as_source(source, n, approximate).n
+    spans = merged([(end - length + 1, end + 1) for end in protected_ngrams(source, ids, 0, n, approximate=approximate).tolist()])
     pieces = own.pieces(ids)
     value = {
         "n": length,
+        "approximate": approximate,
         "tokens": len(ids),
         "protected_tokens": sum(end - begin for begin, end in spans),
         "spans": [{"start": begin, "end": end, "text": "".join(pieces[begin:end])} for begin, end in spans],
@@ -104,7 +107,7 @@ def check(
     marked = Text.assemble(*[(piece, "bold reverse" if number in inside else "") for number, piece in enumerate(pieces)])
     console = Console()
     console.print(marked)
-    console.print(f"{value['protected_tokens']} of {len(ids)} tokens stand in protected {length}-grams.", style="dim")
+    console.print(f"{value['protected_tokens']} of {len(ids)} tokens stand in {what_is_protected(length, approximate)}.", style="dim")
 
 
 @app.command()
@@ -113,9 +116,10 @@ def generate(
     protect: Annotated[Path, typer.Option(metavar="PROTECTED", help="A filter made by `guard build`, or the folder of an index.")],
     prompt: Annotated[str, typer.Option(help="What the text begins with, or - to read it from the standard input.")],
     n: Length = None,
+    approximate: Edits = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens written.")] = 50,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the so many likeliest tokens.")] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the so many likeliest tokens; 0 for all.")] = 0,
     top_p: Annotated[float | None, typer.Option(help="Sample from the nucleus of this probability.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search with so many beams.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
@@ -128,24 +132,26 @@ def generate(
     source = open_protected(protect)
     door = load_model(model)
     door.require("weights", "A guard inside decoding")
-    guard = MemFreeProcessor.for_model(door, source, n)
+    guard = MemFreeProcessor.for_model(door, source, n, approximate=approximate)
     prefix = door.tokenizer.encode(typer.get_text_stream("stdin").read() if prompt == "-" else prompt)
     if not prefix:
         raise InputError("The prompt is empty.", "Give some words.")
-    value: dict[str, Any] = {"n": guard.source.n, "prompt": door.tokenizer.decode(prefix)}
+    value: dict[str, Any] = {"n": guard.source.n, "approximate": approximate, "prompt": door.tokenizer.decode(prefix)}
     for name, processors in (("free", ()), ("guarded", (guard,))):
         [[ids]] = door.generate(
             [prefix],
             max_new_tokens,
             temperature=temperature,
-            top_k=top_k,
+            top_k=top_k or None,
             top_p=top_p,
             num_beams=beams,
             seed=seed,
             processors=processors,
         )
-        found = protected_ngrams(source, [*prefix, *ids.tolist()], len(prefix), n)
-        text = door.tokenizer.decode([*prefix, *ids.tolist()])[len(value["prompt"]) :]
+        whole = [*prefix, *ids.tolist()]
+        start = min(len(prefix) + approximate, len(whole))  # nearer to a prompt from the corpus the guard cannot keep that distance
+        found = protected_ngrams(source, whole, start, n, approximate=approximate)
+        text = door.tokenizer.decode(whole)[len(value["prompt"]) :]
         value[name] = {"text": text, "tokens": len(ids), "protected_ngrams": len(found)}
     value["counts"] = guard.counts.to_dict()
     if as_json:
@@ -154,10 +160,21 @@ def generate(
     console = Console()
     for name, label in (("free", "Freely"), ("guarded", "Under guard")):
         count = value[name]["protected_ngrams"]
-        console.print(Text(f"{label}: {count} protected {value['n']}-gram{'s' * (count != 1)}", style="red" if count else "green"))
+        console.print(Text(f"{label}: {count} {what_is_protected(value['n'], approximate, count)}", style="red" if count else "green"))
         console.print(Text.assemble((value["prompt"], "dim"), value[name]["text"]))
     counts = value["counts"]
     console.print(f"The first choice was blocked at {counts['blocked']} of {counts['choices']} steps.", style="dim")
+
+
+def what_is_protected(n: int, approximate: int, count: int = 2) -> str:
+    """What a guard stops, in words.
+
+    Example:
+        >>> what_is_protected(10, 0), what_is_protected(10, 2, 1)
+        ('protected 10-grams', '10-gram within 2 edits of a protected passage')
+    """
+    grams = f"{n}-gram{'s' * (count != 1)}"
+    return f"{grams} within {approximate} edit{'s' * (approximate != 1)} of a protected passage" if approximate else f"protected {grams}"
 
 
 def is_index(path: Path) -> bool:

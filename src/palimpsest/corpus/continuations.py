@@ -17,7 +17,7 @@ from palimpsest.corpus.search import branches, goes_on, interval
 
 
 @njit(cache=True)
-def _first_from(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int, token: int) -> int:
+def first_from(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int, token: int) -> int:
     """First index in [lo, hi) at which the token at `depth` is not less than `token`; every suffix there has one."""
     while lo < hi:
         middle = (lo + hi) >> 1
@@ -33,15 +33,15 @@ def followed(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int, s
     """The stretch of sa[lo:hi] in which another token of the document comes at `depth`: all but the ends of documents."""
     if lo < hi and np.int64(sa[lo]) + depth == tokens.size:
         lo += 1
-    return lo, _first_from(tokens, sa, lo, hi, depth, separator)
+    return lo, first_from(tokens, sa, lo, hi, depth, separator)
 
 
 @njit(cache=True)
 def narrow(tokens: np.ndarray, sa: np.ndarray, lo: int, hi: int, depth: int, token: int, separator: int) -> tuple[int, int, int]:
     """The stretch of sa[lo:hi] in which `token` comes at `depth`, and in how many suffixes of sa[lo:hi] any token of the document does."""
     begin, end = followed(tokens, sa, lo, hi, depth, separator)
-    first = _first_from(tokens, sa, begin, end, depth, token)
-    return first, _first_from(tokens, sa, first, end, depth, token + 1), end - begin
+    first = first_from(tokens, sa, begin, end, depth, token)
+    return first, first_from(tokens, sa, first, end, depth, token + 1), end - begin
 
 
 @njit(cache=True)

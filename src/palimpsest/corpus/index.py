@@ -27,9 +27,10 @@ from palimpsest.corpus.infgram import NextTokenQueries
 from palimpsest.corpus.infini_layout import export_folder
 from palimpsest.corpus.near import NearMatches, near_matches
 from palimpsest.corpus.near_duplicates import NearDuplicates, near_duplicate_documents
+from palimpsest.corpus.near_rows import near_positions
 from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
 from palimpsest.corpus.staging import Progress
-from palimpsest.corpus.tokens import DTYPES, as_query, integers, require_ids, separator
+from palimpsest.corpus.tokens import DTYPES, as_contexts, as_query, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.corpus.workspace import is_being_exchanged
 from palimpsest.errors import InputError, PalimpsestError, StorageError
@@ -364,6 +365,59 @@ class CorpusIndex(NextTokenQueries):
             [(0, 0, [1, 2, 3, 4]), (1, 1, [1, 2, 4])]
         """
         return near_matches(self, self._shards, self._separator, as_query(ids), max_edits, limit, context, max_seeds)
+
+    def next_tokens_near(self, contexts: np.ndarray, max_edits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which tokens follow the passages that at most `max_edits` token edits turn into each of many contexts.
+
+        A token that stands at position e of a document follows such a passage when some window that ends right before e is within
+        `max_edits` edits of the context. With 0 edits these are the tokens of `next_tokens_batch`, with their counts. No occurrence is
+        left out.
+
+        Args:
+            contexts: int (rows, m), m > max_edits. An id that no document can contain is like no token of the corpus.
+            max_edits: at least 0.
+
+        Returns:
+            offsets int64 (rows + 1,), ids int64 and counts int64: ids[offsets[i] : offsets[i + 1]] follow contexts[i], ascending, each
+            at so many places.
+
+        Raises:
+            InputError: contexts of another shape, or of `max_edits` tokens or fewer, which every passage is near to.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> index = CorpusIndex.build([[1, 2, 3, 4, 7], [1, 2, 4, 8]], None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> index.next_tokens_near(np.array([[1, 2, 9, 4]]), 1)[1]
+            array([7, 8])
+        """
+        rows, _, following = near_positions(self._shards, self._separator, as_contexts(contexts), max_edits)
+        owners, ids = rows[following >= 0], following[following >= 0]
+        keys, counts = np.unique(owners << 32 | ids, return_counts=True)
+        return np.searchsorted(keys, np.arange(len(contexts) + 1) << 32), keys & 0xFFFFFFFF, counts
+
+    def nearest_distance(self, queries: np.ndarray, max_edits: int) -> np.ndarray:
+        """How many token edits turn the nearest passage of the corpus into each of many queries.
+
+        Args:
+            queries: int (rows, m), m > max_edits. An id that no document can contain is like no token of the corpus.
+            max_edits: at least 0.
+
+        Returns:
+            int64 (rows,); `max_edits` + 1 stands for every greater distance.
+
+        Raises:
+            InputError: queries of another shape, or of `max_edits` tokens or fewer, which every passage is near to.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> index = CorpusIndex.build([[1, 2, 3, 4, 5]], None, pathlib.Path(tempfile.mkdtemp()) / "index")
+            >>> index.nearest_distance(np.array([[1, 2, 3], [1, 3, 4], [5, 4, 3]]), 1)
+            array([0, 1, 2])
+        """
+        rows, distances, _ = near_positions(self._shards, self._separator, as_contexts(queries), max_edits)
+        least = np.full(len(queries), max_edits + 1)
+        np.minimum.at(least, rows, distances)
+        return least
 
     def coverage(self, ids: Sequence[int] | np.ndarray, n: int) -> float:
         """The share of the tokens of `ids` that lie inside some n-gram of the corpus."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from palimpsest.corpus import continuations, search
 from palimpsest.corpus.shard import Shard
-from palimpsest.corpus.tokens import as_query, foreign_id, integers, require_ids
+from palimpsest.corpus.tokens import as_contexts, as_query, foreign_id, require_ids
 from palimpsest.errors import InputError
 
 _Stretches = list[tuple[int, int]]  # of the suffix array, one for every shard
@@ -94,9 +94,7 @@ class NextTokenQueries:
         Returns:
             offsets int64 (rows + 1,) and ids int64: ids[offsets[i]:offsets[i + 1]] follow contexts[i], ascending.
         """
-        contexts = np.ascontiguousarray(integers(np.asarray(contexts)), np.int64)
-        if contexts.ndim != 2:
-            raise InputError(f"The contexts have shape {contexts.shape}.", "Give an array (rows, m).")
+        contexts = as_contexts(contexts)
         offsets, ids = continuations.next_tokens_batch(*self._shards[0].arrays, contexts, self._separator)
         for shard in self._shards[1:]:
             more = continuations.next_tokens_batch(*shard.arrays, contexts, self._separator)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from palimpsest.corpus.index import CorpusIndex
     from palimpsest.corpus.shard import Hit, Shard
 
-_REACH = 4  # a piece is at most so many times as long as an equal share of the passage
+REACH = 4  # a piece is at most so many times as long as an equal share of the passage
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def near_matches(
             continue
         tokens = shard.arrays[0]
         for start, end in _stretches(diagonals, ids.size, max_edits, tokens.size):
-            for stop, distance, first in _sellers(tokens, start, end, ids, max_edits, separator).tolist():
+            for stop, distance, first in _passages(near_ends(tokens, start, end, ids, max_edits, separator)).tolist():
                 local = int(np.searchsorted(shard.docs, first, side="right")) - 1
                 if local < 0 or first >= shard.after[local]:
                     continue  # in a document that was deleted, beside one that was not
@@ -113,18 +113,18 @@ def _match(shard: Shard, row: tuple[int, int, int, int, int], context: int) -> N
 def _pieces(index: CorpusIndex, ids: np.ndarray, pieces: int) -> np.ndarray:
     """Borders int64 (pieces + 1,) of the cut of `ids` into pieces with the fewest occurrences in all."""
     m = ids.size
-    longest = min(m - pieces + 1, _REACH * -(-m // pieces))
+    longest = min(m - pieces + 1, REACH * -(-m // pieces))
     starts, lengths = np.divmod(np.arange(m * longest), longest)
     lengths += 1
     inside = starts + lengths <= m
     starts, lengths = starts[inside], lengths[inside]
     table = np.full((m, longest + 1), np.inf)
     table[starts, lengths] = index.count_batch([ids[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)])
-    return _fewest(table, pieces)
+    return fewest(table, pieces)
 
 
 @njit(cache=True)
-def _fewest(occurrences: np.ndarray, pieces: int) -> np.ndarray:
+def fewest(occurrences: np.ndarray, pieces: int) -> np.ndarray:
     """Borders of the cut with the least sum; occurrences[s, n] is that of the piece of n tokens at s."""
     m, longest = occurrences.shape[0], occurrences.shape[1] - 1
     best = np.full((pieces + 1, m + 1), np.inf)
@@ -168,11 +168,11 @@ def _stretches(diagonals: np.ndarray, m: int, k: int, size: int) -> list[tuple[i
 
 
 @njit(cache=True)
-def _sellers(tokens: np.ndarray, start: int, end: int, query: np.ndarray, k: int, separator: int) -> np.ndarray:
-    """Passages of tokens[start:end] within k edits of `query`, one for each run of neighbouring ends.
+def near_ends(tokens: np.ndarray, start: int, end: int, query: np.ndarray, k: int, separator: int) -> np.ndarray:
+    """Where windows of tokens[start:end] within k edits of `query` end.
 
     Returns:
-        int64 (passages, 3): one past the last token, distance, first token.
+        int64 (ends, 3): one past the last token, least distance of a window that ends there, first token of the shortest such window.
     """
     m = query.size
     cost = np.arange(m + 1)  # of the window that ends here against query[:i]
@@ -180,7 +180,6 @@ def _sellers(tokens: np.ndarray, start: int, end: int, query: np.ndarray, k: int
     deepest = min(k, m)  # row down to which the column is known; all rows below cost more than k
     found = np.empty((end - start, 3), np.int64)
     count = 0
-    run = False  # whether the end before belongs to a passage
     for at in range(start, end):
         token = np.int64(tokens[at])
         if token == separator:
@@ -188,7 +187,6 @@ def _sellers(tokens: np.ndarray, start: int, end: int, query: np.ndarray, k: int
                 cost[i] = i
                 origin[i] = at + 1
             deepest = min(k, m)
-            run = False
             continue
         above, above_origin = cost[0], origin[0]  # of row i - 1 in the column before
         origin[0] = at + 1
@@ -208,11 +206,13 @@ def _sellers(tokens: np.ndarray, start: int, end: int, query: np.ndarray, k: int
         while cost[deepest] > k:
             deepest -= 1
         if deepest == m:
-            if not run:
-                count += 1
-            if not run or cost[m] < found[count - 1, 1]:
-                found[count - 1] = (at + 1, cost[m], origin[m])
-            run = True
-        else:
-            run = False
+            found[count] = (at + 1, cost[m], origin[m])
+            count += 1
     return found[:count]
+
+
+def _passages(ends: np.ndarray) -> np.ndarray:
+    """The first of the least distance of each run of neighbouring ends (rows of `near_ends`): between documents stands a separator."""
+    runs = np.cumsum(np.diff(ends[:, 0], prepend=-1) > 1)
+    order = np.lexsort((ends[:, 0], ends[:, 1], runs))
+    return ends[order[np.diff(runs[order], prepend=-1) > 0]]

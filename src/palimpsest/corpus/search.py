@@ -30,7 +30,7 @@ _ROWS_PER_THREAD = 1024  # searches of some microseconds that outweigh the start
 
 
 @njit(cache=True, inline="always")
-def _bucket(firsts: np.ndarray, token: int) -> int:
+def bucket(firsts: np.ndarray, token: int) -> int:
     """Index of `token` in `firsts`, or -1."""
     left, right = 0, firsts.size
     while left < right:
@@ -82,10 +82,10 @@ def interval(
     tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, begin: int, end: int
 ) -> tuple[int, int]:
     """The suffixes that start with query[begin:end], as a half-open range of `sa`; (0, 0) when there are none."""
-    bucket = _bucket(firsts, query[begin])
-    if bucket < 0:
+    place = bucket(firsts, query[begin])
+    if place < 0:
         return 0, 0
-    lo, hi = starts[bucket], starts[bucket + 1]
+    lo, hi = starts[place], starts[place + 1]
     length = end - begin
     if length == 1:
         return lo, hi
@@ -149,10 +149,10 @@ def longest_match(
     tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, separator: int, begin: int
 ) -> int:
     """Length of the longest prefix of query[begin:] that occurs, with any token of its document after it when `separator` >= 0."""
-    bucket = _bucket(firsts, query[begin])
-    if bucket < 0:
+    place = bucket(firsts, query[begin])
+    if place < 0:
         return 0
-    _, longest, _, _ = _lower_bound(tokens, sa, starts[bucket], starts[bucket + 1], query, begin, query.size)
+    _, longest, _, _ = _lower_bound(tokens, sa, starts[place], starts[place + 1], query, begin, query.size)
     if separator >= 0:
         lo, hi = interval(tokens, sa, firsts, starts, query, begin, begin + longest)
         if not goes_on(tokens, sa, lo, hi, longest, separator):

@@ -181,6 +181,14 @@ def as_query(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(integers(query), np.int64)
 
 
+def as_contexts(rows: np.ndarray) -> np.ndarray:
+    """`rows` as int64 (rows, m), m >= 0; raises `InputError` when they are not that."""
+    table = np.asarray(rows)
+    if table.ndim != 2:
+        raise InputError(f"The contexts have shape {table.shape}.", "Give an array (rows, m).")
+    return np.ascontiguousarray(integers(table), np.int64)
+
+
 def integers(ids: np.ndarray) -> np.ndarray:
     """`ids`, or an `InputError` when they are not integers."""
     if ids.dtype.kind not in "iu":

@@ -11,7 +11,13 @@ from palimpsest.guard.ngrams import Protected, as_source, windows
 
 
 def protected_ngrams(
-    source: Protected, ids: Sequence[int] | np.ndarray, start: int = 0, n: int | None = None, *, include_prompt: bool = True
+    source: Protected,
+    ids: Sequence[int] | np.ndarray,
+    start: int = 0,
+    n: int | None = None,
+    *,
+    approximate: int = 0,
+    include_prompt: bool = True,
 ) -> np.ndarray:
     """Where a text ends a protected n-gram: the check of what a guard promises, one look-up an n-gram and no guard involved.
 
@@ -19,11 +25,12 @@ def protected_ngrams(
         source: what is protected; see `MemFreeProcessor`.
         ids: prompt and generation.
         start: the first generated position.
-        n: see `MemFreeProcessor`.
+        n, approximate: see `MemFreeProcessor`. A guard that allows for k edits cannot promise that nothing is found among the first k
+            generated tokens after a prompt that stands in the corpus: give the position k after it.
         include_prompt: False counts only n-grams that lie wholly at or after `start`.
 
     Returns:
-        The positions t >= start with ids[t - n + 1 : t + 1] in the source, int64, ascending.
+        The positions t >= start with ids[t - n + 1 : t + 1] in the source, or within so many edits of it, int64, ascending.
 
     Raises:
         InputError: ids that are not a row of integers, or a start outside it.
@@ -33,7 +40,7 @@ def protected_ngrams(
         >>> protected_ngrams(NgramSet.from_documents([[1, 2, 3]], n=2), [9, 1, 2, 3], start=3).tolist()
         [3]
     """
-    grams = as_source(source, n)
+    grams = as_source(source, n, approximate)
     row = np.asarray(ids)
     if row.size and (row.ndim != 1 or not np.issubdtype(row.dtype, np.integer)):
         raise InputError(f"ids have shape {row.shape} and type {row.dtype}.", "Give one row of integers.")

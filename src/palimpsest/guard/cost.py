@@ -9,8 +9,8 @@ inside B_t has an infinite loss, so that no perplexity of the whole text exists.
 * the mean of m_t: the probability that an unguarded sample would have been stopped at a position.
 
 On text whose n-grams are not in the corpus an exact source bans no realised token; what remains are phrases that text and corpus
-share and, with a Bloom filter, its false positives. Positions nearer to the start than n - 1 tokens are never guarded; they count
-in all figures, with B_t empty.
+share and, with a Bloom filter, its false positives. Positions nearer to the start than n - 1 tokens (less the edits that an
+approximate guard allows for) are never guarded; they count in all figures, with B_t empty.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def measure_guard_cost(
     texts: Sequence[str | Sequence[int] | np.ndarray],
     n: int | None = None,
     *,
+    approximate: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measures what a MemFree guard does to text that it is not meant to stop.
@@ -47,7 +48,7 @@ def measure_guard_cost(
         source: what is protected; see `MemFreeProcessor`.
         texts: the unprotected texts, as text or as rows of ids; each of at least 2 tokens. Long ones are read in pieces of
             `PIECE` tokens, or what the model can see; the guard's context does not end at a piece's border.
-        n: see `MemFreeProcessor`.
+        n, approximate: see `MemFreeProcessor`.
         progress: called with (texts done, texts in all).
 
     Returns:
@@ -70,7 +71,7 @@ def measure_guard_cost(
         raise CapabilityError(
             f"The price of a guard cannot be measured through the door {model.door!r}.", "Load the model from its weights."
         )
-    grams = as_source(source, n)
+    grams = as_source(source, n, approximate)
     if grams.tokenizer_fingerprint is not None:
         model.tokenizer.require_same(grams.tokenizer_fingerprint, "the protected n-grams")
     if isinstance(texts, str) or len(texts) == 0:
@@ -86,7 +87,13 @@ def measure_guard_cost(
         if progress:
             progress(number + 1, len(rows))
     table = pl.DataFrame(records)
-    provenance = {"model": model.describe(), "n": grams.n, "source": type(source).__name__, "environment": environment()}
+    provenance = {
+        "model": model.describe(),
+        "n": grams.n,
+        "approximate": approximate,
+        "source": type(source).__name__,
+        "environment": environment(),
+    }
     return Measurement("guard-cost", table, _summary(table), provenance)
 
 
@@ -129,10 +136,8 @@ def _banned(grams: NgramSource, row: np.ndarray, positions: np.ndarray, logprobs
     """For every position whether its realised token is banned, and the probability of all that is banned there."""
     blocked = np.zeros(len(positions), dtype=bool)
     mass = np.zeros(len(positions))
-    guarded = np.flatnonzero(positions >= grams.n - 1)
-    contexts = np.stack([row[p - grams.n + 1 : p] for p in positions[guarded]]) if len(guarded) else row[:0].reshape(0, grams.n - 1)
-    offsets, ids = banned_tokens(grams, contexts, logprobs.shape[1])
-    owners = np.repeat(guarded, np.diff(offsets))
+    columns = positions[:, None] - np.arange(grams.n - 1, 0, -1)  # of the context; before the text stands padding
+    owners, ids = banned_tokens(grams, row[np.maximum(columns, 0)], positions, logprobs.shape[1])
     np.add.at(mass, owners, np.exp(logprobs[owners, ids].astype(np.float64)))
     blocked[owners[ids == row[positions[owners]]]] = True
     return blocked, np.minimum(mass, 1.0)

@@ -70,6 +70,8 @@ class MemFreeProcessor(LogitsProcessor):
     Args:
         source: what is protected: a `CorpusIndex`, a `BloomFilter`, an `NgramSet`, or a set of tuples of ids.
         n: tokens of an n-gram; None takes the source's own (10 for an index). n = 1 bans the vocabulary of the corpus.
+        approximate: token edits k by which n tokens may differ from a passage and are still protected; more than 0 needs an index.
+            What exactly is banned and guaranteed stands in `palimpsest.guard.approximate`; 0 is MemFree.
         tokenizer_fingerprint: of the model's tokenizer; compared with the source's when both are known.
         include_prompt: whether the tokens of the prompt are context too. False bans only n-grams that lie wholly in the
             generation (an n-gram that begins in the prompt may then be completed).
@@ -81,7 +83,7 @@ class MemFreeProcessor(LogitsProcessor):
         seconds: wall time spent in the guard, likewise.
 
     Raises:
-        InputError: n < 1 or not the source's.
+        InputError: n < 1 or not the source's, or edits that the source cannot allow for.
         TokenizerMismatchError: source and model use different tokenizers.
 
     Example:
@@ -96,12 +98,13 @@ class MemFreeProcessor(LogitsProcessor):
         source: Protected,
         n: int | None = None,
         *,
+        approximate: int = 0,
         tokenizer_fingerprint: str | None = None,
         include_prompt: bool = True,
         eos_id: int | None = None,
         pad_id: int | None = None,
     ) -> None:
-        self.source: NgramSource = as_source(source, n)
+        self.source: NgramSource = as_source(source, n, approximate)
         own = self.source.tokenizer_fingerprint
         if tokenizer_fingerprint is not None and own is not None and own != tokenizer_fingerprint:
             raise TokenizerMismatchError(
@@ -157,13 +160,11 @@ class MemFreeProcessor(LogitsProcessor):
     def _guard(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         starts, ended = self._rows(input_ids)
         self.counts.choices += int((~ended).sum())
-        before = self.source.n - 1
-        rows = np.flatnonzero(input_ids.shape[1] - starts >= before)
-        if not len(rows):
+        available = input_ids.shape[1] - starts
+        if available.max() < self.source.shortest:
             return scores
-        contexts = input_ids[:, input_ids.shape[1] - before :].cpu().numpy()[rows]
-        offsets, banned = banned_tokens(self.source, contexts, scores.shape[1])
-        owners = np.repeat(rows, np.diff(offsets))
+        contexts = input_ids[:, max(0, input_ids.shape[1] - self.source.n + 1) :].cpu().numpy()
+        owners, banned = banned_tokens(self.source, contexts, available, scores.shape[1])
         if self.eos_id is not None:
             owners, banned = owners[banned != self.eos_id], banned[banned != self.eos_id]
         if not len(banned):
@@ -174,7 +175,8 @@ class MemFreeProcessor(LogitsProcessor):
         touched, firsts = np.unique(owners, return_index=True)
         self._count(touched, firsts, ended, scores[at], scores)
         for row in np.intersect1d(touched, self._stuck(guarded)):
-            self._open_a_way(int(row), bool(ended[row]), contexts[np.searchsorted(rows, row)], scores, guarded)
+            context = contexts[row, max(0, contexts.shape[1] - available[row]) :]
+            self._open_a_way(int(row), bool(ended[row]), context, scores, guarded)
         return guarded
 
     def _rows(self, input_ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """The sets of n-grams that a guard protects, behind one small interface.
 
 `NgramSource` is what the guard asks: which tokens would end a protected n-gram after this context, is this n-gram protected, and
-which of its continuations is the rarest. Three things answer:
+which of its continuations is the rarest. Four things answer:
 
 * a `CorpusIndex` (exact: the banned tokens are the tokens that follow the context in the corpus, one query of the suffix array);
 * a `BloomFilter` (small; its false positives only block too much);
-* an `NgramSet` (exact, in memory: for a handful of protected texts).
+* an `NgramSet` (exact, in memory: for a handful of protected texts);
+* the passages *close* to an index, in the approximate mode (`guard.approximate`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from palimpsest.corpus import BloomFilter, CorpusIndex
 from palimpsest.errors import InputError, TokenizerMismatchError
+from palimpsest.guard.approximate import NearPassages
 
 DEFAULT_N = 10  # the paper's n
 
@@ -27,19 +29,22 @@ class NgramSource(Protocol):
 
     Attributes:
         n: tokens of an n-gram.
+        shortest: tokens of the shortest context after which anything is banned, at most n - 1.
         tokenizer_fingerprint: of the tokenizer that made the ids; None when it is not known.
     """
 
     n: int
+    shortest: int
     tokenizer_fingerprint: str | None
 
     def contains(self, ngrams: np.ndarray) -> np.ndarray:
         """Which n-grams int64 (M, n) are in the set: bool (M,)."""
 
     def next_tokens_batch(self, contexts: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every id that ends an n-gram of the set after contexts int64 (B, n - 1): offsets int64 (B + 1,) and ids int64.
+        """Every id that is banned after contexts int64 (B, length): offsets int64 (B + 1,) and ids int64, those of a row ascending.
 
-        `vocab_size` bounds the ids that a source must try out one by one; a source that knows its n-grams may return others.
+        The length is n - 1 or, at the beginning of a text, less, down to `shortest`. `vocab_size` bounds the ids that a source must
+        try out one by one; a source that knows its n-grams may return others.
         """
 
     def rarest_next(self, context: np.ndarray) -> int | None:
@@ -73,6 +78,7 @@ class NgramSet:
         first = np.ones(len(table), dtype=bool)
         first[1:] = (table[1:] != table[:-1]).any(axis=1)
         self.n = int(table.shape[1])
+        self.shortest = self.n - 1
         self.ngrams = np.ascontiguousarray(table[first])
         self.counts = np.diff(np.append(np.flatnonzero(first), len(table)))
         self.tokenizer_fingerprint = tokenizer_fingerprint
@@ -122,7 +128,7 @@ class IndexNgrams:
     """
 
     def __init__(self, index: CorpusIndex, n: int) -> None:
-        self.index, self.n = index, n
+        self.index, self.n, self.shortest = index, n, n - 1
         self.tokenizer_fingerprint = index.tokenizer_fingerprint
 
     def contains(self, ngrams: np.ndarray) -> np.ndarray:
@@ -150,7 +156,7 @@ class BloomNgrams:
     """The n-grams of a `BloomFilter`; it keeps no counts, so it does not know which continuation is the rarest."""
 
     def __init__(self, bloom: BloomFilter) -> None:
-        self.bloom, self.n = bloom, bloom.n
+        self.bloom, self.n, self.shortest = bloom, bloom.n, bloom.n - 1
         self.tokenizer_fingerprint = bloom.tokenizer_fingerprint
         self.contains = bloom.contains
         self.next_tokens_batch = bloom.next_tokens_batch
@@ -163,20 +169,30 @@ class BloomNgrams:
 Protected = CorpusIndex | BloomFilter | NgramSet | Collection[tuple[int, ...]]
 
 
-def as_source(protected: Protected, n: int | None = None) -> NgramSource:
+def as_source(protected: Protected, n: int | None = None, approximate: int = 0) -> NgramSource:
     """What the guard asks, from anything that holds n-grams.
 
     Args:
         protected: an index, a Bloom filter, an `NgramSet`, or a set of tuples of ids.
-        n: tokens of an n-gram; None takes the filter's own, and `DEFAULT_N` for an index.
+        n: tokens of an n-gram; None takes the filter's own, and for an index `DEFAULT_N`, or three for every part into which an
+            approximate guard cuts its context where that is more.
+        approximate: token edits by which an n-gram may differ and is still protected; more than 0 only with an index.
 
     Raises:
-        InputError: n < 1, n that is not the filter's own, or something that holds no n-grams.
+        InputError: n < 1, n that is not the filter's own, something that holds no n-grams, or edits that it cannot allow for.
     """
     if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
         raise InputError(f"n is {n!r}.", "An n-gram has an integer number of tokens, at least 1.")
+    if isinstance(approximate, bool) or not isinstance(approximate, int | np.integer) or approximate < 0:
+        raise InputError(f"approximate is {approximate!r}.", "Give an integer number of edits, at least 0.")
     if isinstance(protected, CorpusIndex):
-        return IndexNgrams(protected, DEFAULT_N if n is None else int(n))
+        length = max(DEFAULT_N, 3 * (approximate + 1)) if n is None else int(n)
+        return NearPassages(protected, length, int(approximate)) if approximate else IndexNgrams(protected, length)
+    if approximate:
+        raise InputError(
+            f"A {type(protected).__name__} holds no passages: what is {approximate} edits away cannot be found.",
+            "Protect an index of the corpus (`palimpsest index build`), or leave --approximate out.",
+        )
     if isinstance(protected, set | frozenset):
         rows = sorted(protected)
         if len({len(row) for row in rows}) > 1:
@@ -194,19 +210,36 @@ def as_source(protected: Protected, n: int | None = None) -> NgramSource:
     return BloomNgrams(protected) if isinstance(protected, BloomFilter) else protected
 
 
-def banned_tokens(source: NgramSource, contexts: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`source.next_tokens_batch`, with every id checked to be one that the model can write.
+def banned_tokens(source: NgramSource, contexts: np.ndarray, available: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is banned after each of many contexts.
+
+    Args:
+        source: what is protected.
+        contexts: int64 (rows, at most n - 1), the last tokens of every text.
+        available: int64 (rows,): how many tokens of a text there are; the rest of its row, on the left, is padding.
+        vocab_size: ids that the model can write.
+
+    Returns:
+        rows and banned ids, int64 (pairs,) each; the rows ascend.
 
     Raises:
         TokenizerMismatchError: the source holds ids that the model does not know.
     """
-    offsets, ids = source.next_tokens_batch(contexts, vocab_size)
+    lengths = np.minimum(available, source.n - 1)
+    owners, banned = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for length in np.unique(lengths[lengths >= source.shortest]).tolist():
+        rows = np.flatnonzero(lengths == length)
+        offsets, ids = source.next_tokens_batch(contexts[rows, contexts.shape[1] - length :], vocab_size)
+        owners.append(np.repeat(rows, np.diff(offsets)))
+        banned.append(ids)
+    row_of, ids = np.concatenate(owners), np.concatenate(banned)
     if len(ids) and int(ids.max()) >= vocab_size:
         raise TokenizerMismatchError(
             f"The protected n-grams hold the id {int(ids.max())}, but the model knows the ids 0 to {vocab_size - 1}.",
             "Build the index or filter again with this model's tokenizer.",
         )
-    return offsets, ids
+    order = np.argsort(row_of, kind="stable")
+    return row_of[order], ids[order]
 
 
 def windows(ids: np.ndarray, n: int) -> np.ndarray:
