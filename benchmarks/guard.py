@@ -1,10 +1,10 @@
-"""What MemFree decoding costs per token: SmolLM2-135M, batch 8, with and without the guard, in the same run.
+"""What MemFree decoding, verbatim and approximate, costs per token: SmolLM2-135M, batch 8, with and without the guard, in the same run.
 
     python benchmarks/guard.py [--json] [--corpus TEXT] [--rounds 6]
 
-Each round generates the same prompts without a guard, with an exact guard on the suffix-array index and with one on a Bloom filter,
-in an order that rotates from round to round; greedy and sampled. Half of the prompts are passages of the protected corpus (there the
-guard finds contexts and bans tokens), half are not. Two figures a guard:
+Each round generates the same prompts without a guard, with an exact guard on the suffix-array index, with one on a Bloom filter, and in
+the approximate mode (10 tokens within 2 edits, 20 within 4), in an order that rotates from round to round; greedy and sampled. Half of
+the prompts are passages of the protected corpus (there the guard finds contexts and bans tokens), half are not. Two figures a guard:
 
 * `added`: the median over rounds of time with / time without - 1, of the whole generation; the noise of the machine is in it;
 * `inside`: the time spent in the guard itself over the rest of the same generation; that is what the 3 % are held against when
@@ -33,6 +33,7 @@ from palimpsest.measurement import environment
 from palimpsest.models import HFModel, load_model
 
 DECODINGS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 1.0, "top_k": 40}}
+APPROXIMATE = ((10, 2), (20, 4))  # tokens of a window, and edits
 PROMPT = 64  # tokens
 ELSEWHERE = (
     "The committee met on Tuesday to discuss the budget of the new railway station, and its chairman opened the meeting with a short "
@@ -68,12 +69,14 @@ def measure(
     """One record a decoding scheme and guard."""
     records = []
     for decoding, how in DECODINGS.items():
-        seconds: dict[str, list[float]] = {"none": [], "index": [], "bloom": []}
         guards = {"index": MemFreeProcessor.for_model(model, index), "bloom": MemFreeProcessor.for_model(model, bloom)}
+        guards |= {f"{n} ± {k}": MemFreeProcessor.for_model(model, index, n, approximate=k) for n, k in APPROXIMATE}
+        seconds: dict[str, list[float]] = {name: [] for name in ("none", *guards)}
         inside: dict[str, list[float]] = {name: [] for name in guards}
         arms = list(seconds)
         for round_number in range(rounds + 1):  # the first round warms up and is not counted
-            for name in arms[round_number % 3 :] + arms[: round_number % 3]:
+            turn = round_number % len(arms)
+            for name in arms[turn:] + arms[:turn]:
                 guard = guards.get(name)
                 before = guard.seconds if guard else 0.0
                 began = time.perf_counter()
@@ -144,12 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print()
         return result
     print(f"{door.name}, batch {options.batch}, {index.n_tokens:,} protected tokens, 10-grams, filter {bloom.nbytes / 1e6:.1f} MB")
-    print(f"{'':15}{'ms/token':>10}{'guarded':>10}{'added':>9}{'(range)':>18}{'inside':>9}{'µs/row/step':>13}{'blocked':>9}")
+    print(f"{'':17}{'ms/token':>10}{'guarded':>10}{'added':>9}{'(range)':>18}{'inside':>9}{'µs/row/step':>13}{'blocked':>9}")
     for r in records:
         times = f"{r['ms_per_token_without']:10.1f}{r['ms_per_token_with']:10.1f}{100 * r['added']:8.1f}%"
         spread = f"{100 * r['added_lowest']:.1f} … {100 * r['added_highest']:.1f} %"
         guard = f"{100 * r['inside']:8.2f}%{r['us_per_row_and_step']:13.1f}{100 * r['blocked_share']:8.1f}%"
-        print(f"{r['decoding']:9}{r['guard']:6}{times}{spread:>18}{guard}")
+        print(f"{r['decoding']:9}{r['guard']:8}{times}{spread:>18}{guard}")
     return result
 
 

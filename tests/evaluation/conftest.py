@@ -7,7 +7,18 @@ from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.evaluation.plan import AuditSettings
 
-SMALL = AuditSettings(samples=12, contexts=(4, 8), suffix=6, guard_n=3, guard_samples=4, leaks=4, tries=(1, 1000), confidences=(0.5,))
+SMALL = AuditSettings(
+    samples=12,
+    contexts=(4, 8),
+    suffix=6,
+    edit_share=0.2,
+    guard_n=3,
+    guard_edits=1,
+    guard_samples=4,
+    leaks=4,
+    tries=(1, 1000),
+    confidences=(0.5,),
+)
 
 
 @pytest.fixture(scope="session")

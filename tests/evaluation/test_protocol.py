@@ -7,12 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 import tokenizers
+from rapidfuzz.distance import Levenshtein
 
 from palimpsest.audit.samples import PrefixSuffix
-from palimpsest.corpus import CorpusIndex
+from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.errors import InputError, StorageError, TokenizerMismatchError
 from palimpsest.evaluation.guarding import common_runs
 from palimpsest.evaluation.leaks import measure_leaks
+from palimpsest.evaluation.nearest import measure_nearest, nearest_passages
 from palimpsest.evaluation.plan import AuditSettings, membership_split
 from palimpsest.evaluation.protocol import run_audit
 from palimpsest.evaluation.verdict import LEVELS, level_of
@@ -214,8 +216,11 @@ def test_refusals(arguments, tiny_model, small_index, passages, settings, tmp_pa
         run_audit(tiny_model, small_index, tmp_path / "a", references={"nobody": tiny_model})
     with pytest.raises(InputError, match="does not fit"):
         run_audit(tiny_model, small_index, tmp_path / "a", settings=replace(settings, contexts=(1000,)))
-    with pytest.raises(InputError, match="guard_n"):
-        replace(settings, guard_n=0)
+    for wrong in ({"guard_n": 0}, {"guard_edits": -1}, {"near_samples": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            replace(settings, **wrong)
+    with pytest.raises(InputError, match="share of edits"):
+        replace(settings, edit_share=0.5)
     busy = tmp_path / "busy"
     busy.mkdir()
     (busy / "thesis.tex").write_text("mine")
@@ -243,3 +248,76 @@ def test_members_are_what_has_copies(passages):
     members, others = membership_split(Plan)
     assert {sample.meta["copies"] for sample in others} == {0}
     assert len(members) + len(others) == len(passages)
+
+
+def test_the_generations_are_looked_for_in_the_whole_corpus(card, folder, documents, passages, tiny_model):
+    """Against every window of every document; one prompt is of a passage, but the model writes another."""
+    nearest = Measurement.load(folder / "measurements" / "nearest.tiny-0.json")
+    rows = nearest.table.filter(pl.col("scheme") == "greedy").to_dicts()
+    planted = {sample.meta["id"]: sample for sample in passages if sample.meta["copies"]}
+    assert {row["id"] for row in rows} == set(planted)
+    for row in rows:
+        sample = planted[row["id"]]
+        written = tiny_model.generate([sample.prefix], 6, stop_at_eos=False)[0][0].tolist()
+        assert row["own_distance"] == Levenshtein.distance(written, sample.suffix.tolist())
+        found = {
+            Levenshtein.distance(written, list(d.ids[s:e])) for d in documents for s in range(len(d.ids)) for e in range(s, len(d.ids) + 1)
+        }
+        assert row["edits_allowed"] == 1
+        assert row["distance"] == (min(found) if min(found) <= 1 else None)
+    greedy = nearest.summary["schemes"]["greedy"]
+    assert greedy["exact"]["estimate"] == 0.5
+    assert nearest.summary["complete"]
+    table = next(block for block in section(card, "leaks")["blocks"] if block.get("id") == "near-rates")
+    assert [row["scheme"] for row in table["rows"]] == ["greedy", "T=1, top-k 40"]
+    assert table["rows"][0]["any"][0] == card["tiles"][1]["value"] == greedy["any"]["estimate"]
+    facts = [fact for item in section(card, "leaks")["blocks"][0]["items"] for fact in item["facts"] if fact["label"] == "Nearest passage"]
+    assert any(fact["value"].startswith("the same, doc-") for fact in facts)
+
+
+def test_another_passage_than_the_one_asked_for_is_found(tiny_model, tmp_path):
+    """The corpus holds what the model writes, with one token changed, in a document that no prompt is from."""
+    prompts = [np.arange(20 + 9 * i, 28 + 9 * i) for i in range(3)]
+    written = [out[0] for out in tiny_model.generate(prompts, 20, stop_at_eos=False)]
+    other = written[0].copy()
+    other[7] = (other[7] + 1) % 300
+    index = CorpusIndex.build([Document("other", ids=other), Document("same", ids=written[1])], tiny_model.tokenizer, tmp_path / "index")
+    samples = [PrefixSuffix(np.concatenate([prompt, np.arange(100, 120)]), 8, 20, {"id": f"p{i}"}) for i, prompt in enumerate(prompts)]
+    result = measure_nearest(tiny_model, samples, index)
+    columns = ["id", "distance", "document", "offset", "passages"]
+    assert result.table.select(columns).rows() == [("p0", 1, "other", 0, 1), ("p1", 0, "same", 0, 1), ("p2", None, None, None, 0)]
+    assert result.table["corpus_text"].to_list()[1] == result.table["output_text"].to_list()[1]
+    rates = result.summary["schemes"]["greedy"]
+    hits = {kind: round(3 * rates[kind]["estimate"]) for kind in ("exact", "own", "any", "other")}
+    assert hits == {"exact": 0, "own": 0, "any": 2, "other": 2}
+    for share in (-0.1, 0.5):
+        with pytest.raises(InputError, match="share of edits"):
+            measure_nearest(tiny_model, samples, index, share=share)
+
+
+def test_what_ended_early_is_near_to_nothing(tiny_model, tmp_path):
+    index = CorpusIndex.build([np.arange(20, 60)], None, tmp_path / "index")
+    assert nearest_passages(index, np.arange(30, 38), 10, 1).matches == []
+    (match,) = nearest_passages(index, np.arange(30, 39), 10, 1).matches
+    assert match.distance == 0
+    assert nearest_passages(index, np.empty(0, np.int64), 10, 1).complete
+
+
+def test_the_approximate_guard_stands_beside_the_verbatim_one(card, folder):
+    table = next(block for block in section(card, "guard")["blocks"] if block.get("id") == "guard-rates")
+    assert [row["guard"] for row in table["rows"][:3]] == ["none", "MemFree, n = 3", "n = 6, 1 edit"]
+    held, near = (Measurement.load(folder / "measurements" / f"{name}.tiny-0.json") for name in ("guarded", "approximate"))
+    assert near.summary["counts"]["guarded"] > 0
+    assert near.provenance["guard_options"] == {"n": 6, "approximate": 1}
+    assert "approximate" not in held.provenance["guard_options"]
+    prices = next(block for block in section(card, "guard")["blocks"] if block.get("id") == "guard-price")
+    assert [row["guard"] for row in prices["rows"]] == ["MemFree, n = 3", "n = 6, 1 edit"]
+
+
+def test_without_edits_there_is_no_approximate_guard(arguments, tmp_path):
+    plain = replace(arguments["settings"], guard_edits=0)
+    card = run_audit(**{**arguments, "settings": plain}, out=tmp_path / "out")
+    table = next(block for block in section(card, "guard")["blocks"] if block.get("id") == "guard-rates")
+    assert {row["guard"] for row in table["rows"]} == {"none", "MemFree, n = 3"}
+    assert not (tmp_path / "out" / "measurements" / "approximate.tiny-0.json").exists()
+    check(json.loads(json.dumps(card)))

@@ -33,6 +33,8 @@ def audit(
     top_k: Annotated[int, typer.Option(help="Top-k of probabilistic extraction; 0 for none.")] = 40,
     top_p: Annotated[float | None, typer.Option(help="Top-p of probabilistic extraction.")] = None,
     guard_n: Annotated[int, typer.Option(help="Length of the n-grams that the guard protects.")] = 10,
+    guard_edits: Annotated[int, typer.Option(help="Token edits that the approximate guard allows for; 0 leaves it out.")] = 2,
+    edit_share: Annotated[float, typer.Option(help="Share of tokens that may differ from a passage that counts as nearly the same.")] = 0.1,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of an endpoint: a folder or a tokenizer.json.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer of an endpoint may take.")] = 60.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint that are under way at once.")] = 4,
@@ -84,6 +86,8 @@ def audit(
                 suffix=suffix,
                 sampler=Sampler(temperature=temperature, top_k=top_k or None, top_p=top_p),
                 guard_n=guard_n,
+                guard_edits=guard_edits,
+                edit_share=edit_share,
                 seed=seed,
             )
             door: dict[str, Any] = {"timeout": timeout, "concurrency": concurrency}

@@ -82,3 +82,8 @@ def percent(value: float) -> str:
 def count_of(hits: int, n: int) -> str:
     """A count in words: "54 of 64"."""
     return f"{hits:,} of {n:,}"
+
+
+def edits(count: int) -> str:
+    """A number of token edits in words: "1 edit", "2 edits"."""
+    return f"{count:,} edit{'s' * (count != 1)}"

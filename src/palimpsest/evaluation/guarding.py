@@ -14,70 +14,85 @@ from palimpsest.evaluation.record import AuditRecord
 from palimpsest.measurement import Measurement
 
 STYLES = {"identity": "as it is", "upper": "IN CAPITALS", "lower": "in lower case", "double_space": "with  double  spaces"}
+TIME = "What a guard costs in time stands with the other times, under models, corpus and method."
 SHOWN = 6  # passages set side by side
 SHORTEST = 12  # characters of a common run that is worth a mark
 
 
 def guard(record: AuditRecord) -> dict[str, Any]:
-    """Guard on and off: rates, examples, price."""
-    free, held = record.result("open", record.largest), record.result("guarded", record.largest)
+    """Without a guard, with MemFree, and with its approximate mode: rates, examples, price."""
     rates = record.guard
     assert rates is not None  # they are taken from the same results
-    n = record.plan.settings.guard_n
-    made: list[Block] = [_rates(free, held), _side_by_side(free, held)]
-    counts = held.summary["counts"]
+    settings = record.plan.settings
+    names = {"open": "none", "guarded": f"MemFree, n = {settings.guard_n}"}
+    if "approximate" in rates:
+        names["approximate"] = f"n = {settings.near_n}, {blocks.edits(settings.guard_edits)}"
+    results = {state: record.result(state, record.largest) for state in names}
+    made: list[Block] = [_rates(results, names), _side_by_side(results)]
+    share = {state: {kind: percent(rate.estimate) for kind, rate in kinds.items()} for state, kinds in rates.items()}
+    held = share["guarded"]
     words = (
-        f"MemFree keeps every {n}-gram of the protected text from being finished. Word for word {percent(rates['off'].estimate)} of the "
-        f"passages came out without it, {percent(rates['on'].estimate)} with it; nearly the same, {percent(rates['approximate'].estimate)} "
-        f"still do, and {percent(rates['styled'].estimate)} in at least one style of asking."
+        f"MemFree keeps every {settings.guard_n}-gram of the protected text from being finished. Word for word "
+        f"{share['open']['verbatim']} of the passages came out without it, {held['verbatim']} with it; nearly the same, "
+        f"{held['approximate']} still do, and {held['styled']} in at least one style of asking."
     )
-    price = record.of("cost", record.largest)
-    if price is not None:
-        made.append(_price(price))
-        blocked = price.summary["blocked_share"]["estimate"]
-        words += f" On ordinary text it forbids {percent(blocked)} of the words that really come next."
-    made.append(
-        blocks.text(
-            f"The model's own first choice was forbidden at {counts['blocked']:,} of {counts['choices']:,} steps; writing was ended "
-            f"{counts['forced_eos']:,} times because nothing else was allowed; {counts['violations']:,} times a protected n-gram had to be "
-            "let through. What the guard costs in time stands with the other times, under models, corpus and method."
+    if "approximate" in share:
+        near = share["approximate"]
+        words += (
+            f" In its approximate mode, which keeps {settings.near_n} tokens more than {blocks.edits(settings.guard_edits)} away from "
+            f"every protected passage, these are {near['approximate']} and {near['styled']}."
         )
-    )
+    prices = {state: record.of(f"{state}-cost", record.largest) for state in names if state != "open"}
+    measured = {state: price for state, price in prices.items() if price is not None}
+    if measured:
+        made.append(_price(measured, names))
+        blocked = [percent(price.summary["blocked_share"]["estimate"]) for price in measured.values()]
+        words += f" On ordinary text it forbids {blocked[0]} of the words that really come next"
+        words += f", {blocked[1]} in the approximate mode." if len(blocked) > 1 else "."
+    made.append(blocks.text(*[_counts(names[state], results[state].summary["counts"]) for state in names if state != "open"], TIME))
     return blocks.section("", "", "", words, made)
 
 
-def _rates(free: Measurement, held: Measurement) -> Block:
+def _counts(name: str, counts: dict[str, int]) -> str:
+    return (
+        f"{name}: the model's own first choice was forbidden at {counts['blocked']:,} of {counts['choices']:,} steps; writing was ended "
+        f"{counts['forced_eos']:,} times because nothing else was allowed; {counts['violations']:,} times something protected had to be "
+        "let through."
+    )
+
+
+def _rates(results: dict[str, Measurement], names: dict[str, str]) -> Block:
     rows = []
-    for off, on in zip(_overall(free), _overall(held), strict=True):
-        row = {"style": STYLES[off["transform"]], "n": off["n"]}
-        for state, rate in (("off", off), ("on", on)):
-            for kind in ("verbatim", "approximate"):
-                row[f"{kind}_{state}"] = [rate[kind][key] for key in ("estimate", "low", "high")]
-        rows.append(row)
-    columns = [("style", "Prompt", "text"), ("n", "Passages", "int"), ("verbatim_off", "To the letter, no guard", "interval"),
-               ("verbatim_on", "with guard", "interval"), ("approximate_off", "Nearly the same, no guard", "interval"),
-               ("approximate_on", "with guard", "interval")]  # fmt: skip
-    caption = "Nearly the same: BLEU-4 over 0.75 or token edit similarity of at least 0.75, with case and spacing undone on both sides."
-    return blocks.table("guard-rates", "What comes out, by style of the prompt", columns, rows, caption)
+    for number, style in enumerate(STYLES.values()):
+        for state, name in names.items():
+            rate = _overall(results[state])[number]
+            cells = {kind: [rate[kind][key] for key in ("estimate", "low", "high")] for kind in ("verbatim", "approximate")}
+            rows.append({"style": style, "guard": name, **cells})
+    columns = [("style", "Prompt", "text"), ("guard", "Guard", "text"),
+               ("verbatim", "To the letter", "interval"), ("approximate", "Nearly the same", "interval")]  # fmt: skip
+    caption = (
+        f"{rate['n']} passages in every row. Nearly the same: BLEU-4 over 0.75 or token edit similarity of at least 0.75, with case and "
+        "spacing undone on both sides."
+    )
+    return blocks.table("guard-rates", "What comes out, by style of the prompt and guard", columns, rows, caption)
 
 
 def _overall(result: Measurement) -> list[dict[str, Any]]:
     return [rate for rate in result.summary["rates"] if rate["copies"] is None]
 
 
-def _side_by_side(free: Measurement, held: Measurement) -> Block:
+def _side_by_side(results: dict[str, Measurement]) -> Block:
     """A few passages with what was written freely, under guard, and under guard to a prompt in capitals."""
-    plainly, guarded = (_by_sample(result, "identity") for result in (free, held))
-    capitals = _by_sample(held, "upper")
+    plainly = {state: _by_sample(result, "identity") for state, result in results.items()}
+    capitals = _by_sample(results["guarded"], "upper")
+    guarded = plainly["guarded"]
     leaky = sorted(guarded, key=lambda sample: (-guarded[sample]["edit_similarity"], sample))
+    labels = {"open": "Without a guard", "guarded": "With MemFree", "approximate": "With MemFree's approximate mode"}
     items = []
     for sample in leaky[:SHOWN]:
-        off, on, loud = plainly[sample], guarded[sample], capitals[sample]
-        columns = [
-            _column("Without a guard", off),
-            _column("With MemFree", on),
-            _column("With MemFree, asked in capitals", loud),
-        ]
+        off = plainly["open"][sample]
+        columns = [_column(labels[state], rows[sample]) for state, rows in plainly.items()]
+        columns.append(_column("With MemFree, asked in capitals", capitals[sample]))
         items.append({"id": off["id"], "prefix_text": off["prefix_text"], "true_text": off["true_text"], "columns": columns})
     caption = (
         "Marked: runs of characters that are the true text's, letter for letter but for case. The passages that leak most past the guard "
@@ -117,15 +132,14 @@ def _runs(text: str, truth: str, shortest: int) -> list[dict[str, Any]]:
     return [{"start": match.a, "end": match.a + match.size, "kind": "verbatim"} for match in found if match.size >= shortest]
 
 
-def _price(price: Measurement) -> Block:
-    summary = price.summary
-    row = {
-        "tokens": summary["tokens"],
-        "blocked": [summary["blocked_share"][key] for key in ("estimate", "low", "high")],
-        "open": summary["perplexity_open"],
-        "guarded": summary["perplexity_guarded"],
-    }
-    columns = [("tokens", "Tokens read", "int"), ("blocked", "Really come next, but forbidden", "interval"),
+def _price(prices: dict[str, Measurement], names: dict[str, str]) -> Block:
+    rows = []
+    for state, price in prices.items():
+        summary = price.summary
+        row = {"guard": names[state], "tokens": summary["tokens"]}
+        row |= {"open": summary["perplexity_open"], "guarded": summary["perplexity_guarded"]}
+        rows.append({**row, "blocked": [summary["blocked_share"][key] for key in ("estimate", "low", "high")]})
+    columns = [("guard", "Guard", "text"), ("tokens", "Tokens read", "int"), ("blocked", "Really come next, but forbidden", "interval"),
                ("open", "Perplexity of the others, no guard", "float"), ("guarded", "with guard", "float")]  # fmt: skip
     caption = "Text that is not protected. A forbidden token that really comes next has no perplexity: it is counted apart."
-    return blocks.table("guard-price", "What the guard costs on ordinary text", columns, [row], caption)
+    return blocks.table("guard-price", "What the guard costs on ordinary text", columns, rows, caption)

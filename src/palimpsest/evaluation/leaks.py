@@ -1,7 +1,7 @@
 """What leaks, word for word, and the documents that it comes from.
 
 For each passage the model writes on from the prefix, greedily; what it writes is traced in the corpus index: the maximal runs of
-tokens that stand there verbatim, how often, and in which documents.
+tokens that stand there verbatim, how often, and in which documents; and the passage that is nearest to the whole of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import polars as pl
 from palimpsest.audit.samples import PrefixSuffix, require_samples
 from palimpsest.corpus import CorpusIndex
 from palimpsest.corpus.traced_text import trace_text
+from palimpsest.evaluation.nearest import nearest_passages, require_share
 from palimpsest.measurement import Measurement, environment
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
@@ -30,6 +31,7 @@ def measure_leaks(
     min_len: int = 8,
     max_docs: int = 5,
     context: int = 24,
+    share: float = 0.1,
     progress: Progress | None = None,
 ) -> Measurement:
     """Writes on from every prefix and traces what comes out.
@@ -41,16 +43,19 @@ def measure_leaks(
         min_len: shortest traced run, tokens.
         max_docs: documents named for each run.
         context: tokens shown before and after the run in its document.
+        share: token edits within which a passage counts as near, as a share of the suffix's tokens (see `measure_nearest`).
         progress: called with (passages done, passages in all).
 
     Returns:
         One row per passage: id, copies, domain, prefix_text, output_text, true_text, exact, matched (tokens right before the first
-        error), traced (share of the output inside traced runs), spans (JSON: character offsets in output_text, count, documents).
+        error), traced (share of the output inside traced runs), near_distance and near_document (of the nearest passage of the
+        corpus; null where none is within `share`), spans (JSON: character offsets in output_text, count, documents).
 
     Raises:
         InputError, CapabilityError, TokenizerMismatchError: as the model and the index say.
     """
     require_samples(samples)
+    require_share(share)
     model.require("text", "Writing out passages")
     if index.tokenizer_fingerprint is not None:
         model.tokenizer.require_same(index.tokenizer_fingerprint, f"the index {index.path}")
@@ -61,6 +66,7 @@ def measure_leaks(
     for sample, continuations in zip(samples, outputs, strict=True):
         written = continuations[0][: sample.suffix_len]
         traced = trace_text(index, model.tokenizer, written, min_len=min_len, max_docs=max_docs, context=context)
+        near = nearest_passages(index, written, sample.suffix_len, int(share * sample.suffix_len)).matches
         hits = written == sample.suffix[: len(written)]
         rows.append(
             {
@@ -73,6 +79,8 @@ def measure_leaks(
                 "exact": bool(hits.all()) and len(written) == sample.suffix_len,
                 "matched": len(hits) if hits.all() else int(np.argmin(hits)),
                 "traced": traced.covered,
+                "near_distance": near[0].distance if near else None,
+                "near_document": near[0].hit.doc_id if near else None,
                 "spans": json.dumps([asdict(span) for span in traced.spans], ensure_ascii=False),
             }
         )
@@ -83,6 +91,7 @@ def measure_leaks(
         "model": model.describe(),
         "corpus": index.fingerprint,
         "min_len": min_len,
+        "share": share,
         "decoding": "greedy",
         "environment": environment(),
     }

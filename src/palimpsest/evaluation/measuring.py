@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from palimpsest import __version__
@@ -17,7 +18,8 @@ from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
 from palimpsest.audit.probabilistic import measure_probabilistic
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.evaluation.leaks import measure_leaks
-from palimpsest.evaluation.plan import AuditPlan, fingerprint_samples, membership_split
+from palimpsest.evaluation.nearest import measure_nearest
+from palimpsest.evaluation.plan import AuditPlan, AuditSettings, fingerprint_samples, membership_split
 from palimpsest.evaluation.record import largest, slug
 from palimpsest.evaluation.steps import Job, Step, StepProgress
 from palimpsest.files import sha256_json
@@ -63,6 +65,7 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
     written = settings.suffix * WRITING
     key = {"protected": plan.protected.fingerprint, "unprotected": sha256_json(list(plan.unprotected))}
     add("leaks", "tracing leaks", model, settings.leaks * written, partial(_leaks, plan, model, job))
+    add("nearest", "near the corpus", model, 2 * settings.near_samples * written, partial(_nearest, plan, model))
     if "weights" not in model.capabilities:
         skipped["guard"] = str(model.lacks("weights", "A guard inside decoding"))
         return steps, skipped
@@ -75,11 +78,12 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
         )
         return steps, skipped
     tokens = settings.guard_samples * written * len(TRANSFORMS)
-    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, writable, False), **key)
-    add("guarded", "writing under guard", model, tokens, partial(_write, plan, model, job, writable, True), **key)
-    if plan.unprotected:
-        words = sum(len(text.split()) for text in plan.unprotected)
-        add("cost", "price of the guard", model, 2 * words, partial(_cost, plan, model), **key)
+    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, writable, None), **key)
+    words = sum(len(text.split()) for text in plan.unprotected)
+    for kind, name, guard in guards(settings):
+        add(kind, f"writing under {name}", model, tokens, partial(_write, plan, model, job, writable, guard), **key)
+        if plan.unprotected:
+            add(f"{kind}-cost", f"price of {name}", model, 2 * words, partial(_cost, plan, model, guard), **key)
     return steps, skipped
 
 
@@ -121,18 +125,40 @@ def _easiest(
 
 def _leaks(plan: AuditPlan, model: LanguageModel, job: Job, progress: StepProgress) -> Measurement:
     chosen = _easiest(plan, model, job, plan.settings.leaks, rarest=True)
-    return measure_leaks(model, chosen, plan.index, min_len=min(TRACED, plan.settings.suffix), progress=progress)
+    settings = plan.settings
+    return measure_leaks(model, chosen, plan.index, min_len=min(TRACED, settings.suffix), share=settings.edit_share, progress=progress)
 
 
-def _write(plan: AuditPlan, model: LanguageModel, job: Job, writable: frozenset[int], guarded: bool, progress: StepProgress) -> Measurement:
+def _nearest(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    settings = plan.settings
+    known = [sample for sample in plan.samples if sample.meta.get("copies") != 0] or list(plan.samples)
+    rng = np.random.default_rng(settings.seed)
+    chosen = rng.choice(len(known), min(settings.near_samples, len(known)), replace=False, shuffle=False)
+    samples = [known[i] for i in np.sort(chosen)]
+    return measure_nearest(
+        model, samples, plan.index, share=settings.edit_share, sampler=settings.sampler, seed=settings.seed, progress=progress
+    )
+
+
+def guards(settings: AuditSettings) -> list[tuple[str, str, dict[str, int]]]:
+    """The guards that are tried: the kind of their step, what the progress bar calls them, and their options."""
+    tried = [("guarded", "guard", {"n": settings.guard_n})]
+    if settings.guard_edits:
+        tried.append(("approximate", "approximate guard", {"n": settings.near_n, "approximate": settings.guard_edits}))
+    return tried
+
+
+def _write(
+    plan: AuditPlan, model: LanguageModel, job: Job, writable: frozenset[int], options: dict[str, int] | None, progress: StepProgress
+) -> Measurement:
     chosen = _easiest(plan, model, job, plan.settings.guard_samples, rarest=False, among=writable)
-    guard = MemFreeProcessor.for_model(model, plan.protected, plan.settings.guard_n) if guarded else None
+    guard = None if options is None else MemFreeProcessor.for_model(model, plan.protected, **options)
     result = measure_approximate(model, chosen, guard=guard, progress=progress)
     if guard is not None:
         result.summary["counts"] = guard.counts.to_dict()
-        result.provenance["guard_seconds"] = round(guard.seconds, 6)
+        result.provenance |= {"guard_options": options, "guard_seconds": round(guard.seconds, 6)}
     return result
 
 
-def _cost(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
-    return measure_guard_cost(model, plan.protected, list(plan.unprotected), plan.settings.guard_n, progress=progress)
+def _cost(plan: AuditPlan, model: LanguageModel, options: dict[str, int], progress: StepProgress) -> Measurement:
+    return measure_guard_cost(model, plan.protected, list(plan.unprotected), **options, progress=progress)

@@ -12,6 +12,7 @@ from palimpsest.audit.probabilistic import TOP_K_40
 from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_samples
 from palimpsest.corpus import CorpusIndex, read_documents
 from palimpsest.errors import InputError
+from palimpsest.evaluation.nearest import require_share
 from palimpsest.files import sha256_json
 from palimpsest.measurement import plain
 from palimpsest.models import LanguageModel, Sampler
@@ -27,7 +28,10 @@ class AuditSettings:
         suffix: tokens that count as the leak.
         sampler: the decoding scheme of probabilistic extraction.
         tries, confidences: the n and p of (n, p)-extraction.
+        near_samples: passages, drawn at random, whose continuations are looked for in the whole corpus, nearly the same included.
+        edit_share: token edits within which a passage counts as nearly the same, as a share of the suffix's tokens.
         guard_n: length of the protected n-grams.
+        guard_edits: token edits that the approximate guard allows for; 0 leaves it out.
         guard_samples: passages that are generated with and without the guard, the most easily leaked first.
         leaks: passages shown in the report.
         seed: of every random choice.
@@ -39,19 +43,29 @@ class AuditSettings:
     sampler: Sampler = TOP_K_40
     tries: tuple[int, ...] = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
     confidences: tuple[float, ...] = (0.1, 0.5, 0.9, 0.99)
+    near_samples: int = 100
+    edit_share: float = 0.1
     guard_n: int = 10
+    guard_edits: int = 2
     guard_samples: int = 24
     leaks: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "suffix", "guard_n", "guard_samples", "leaks"):
+        for name in ("samples", "suffix", "near_samples", "guard_n", "guard_samples", "leaks"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 1.")
-        if self.seed < 0:
-            raise InputError(f"The seed is {self.seed}.", "Give an integer of at least 0.")
+        for name in ("seed", "guard_edits"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 0.")
+        require_share(self.edit_share)
         if not self.contexts or min(self.contexts) < 1:
             raise InputError(f"contexts are {self.contexts}.", "Give at least one length, each at least 1 token.")
+
+    @property
+    def near_n(self) -> int:
+        """Tokens of the passages that the approximate guard protects: those of the n-grams, and at least three for every edit and one."""
+        return max(self.guard_n, 3 * (self.guard_edits + 1))
 
 
 @dataclass(frozen=True)

@@ -182,12 +182,13 @@ def open_corpus(corpus: CorpusIndex | str | Path, model: LanguageModel, where: P
 
 
 def timing(job: Job) -> dict[str, Any]:
-    """Seconds of every step, and what the guard took of the writing under it."""
+    """Seconds of every step, and what each guard took of the writing under it."""
     times: dict[str, Any] = {name: round(seconds, 2) for name, seconds in job.seconds.items()}
-    for name, result in job.results.items():
+    for step, result in job.results.items():
         spent = result.provenance.get("guard_seconds")
         if spent is not None:
             choices = max(1, result.summary["counts"]["choices"])
-            share = spent / max(job.seconds[name] - spent, 1e-9)
-            times["guard"] = f"{1e6 * spent / choices:.0f} µs a token, {100 * share:.1f} % of the time without it"
+            share = spent / max(job.seconds[step] - spent, 1e-9)
+            name = "approximate guard" if result.provenance["guard_options"].get("approximate") else "guard"
+            times[name] = f"{1e6 * spent / choices:.0f} µs a token, {100 * share:.1f} % of the time without it"
     return times

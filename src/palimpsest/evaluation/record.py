@@ -52,22 +52,24 @@ class AuditRecord:
         return {"method": name, **result.summary["methods"][name]}
 
     @cached_property
-    def guard(self) -> dict[str, Interval] | None:
-        """Rates over the passages tried on the largest model: "off" and "on" to the letter, "approximate" under guard."""
-        free, held = self.of("open", self.largest), self.of("guarded", self.largest)
-        if free is None or held is None:
+    def guard(self) -> dict[str, dict[str, Interval]] | None:
+        """Rates over the passages tried on the largest model, by state ("open", "guarded", and "approximate" where it was tried): asked
+        plainly, "verbatim" and "approximate"; and "styled", approximately in at least one style of asking. None where no guard was tried.
+        """
+        results = {state: self.of(state, self.largest) for state in ("open", "guarded", "approximate")}
+        if results["guarded"] is None:
             return None
-        plainly = [result.table.filter(pl.col("transform") == "identity") for result in (free, held)]
-        return {
-            "off": blocks.rate_of(plainly[0]["verbatim"].to_list()),
-            "on": blocks.rate_of(plainly[1]["verbatim"].to_list()),
-            "approximate": blocks.rate_of(plainly[1]["approximate"].to_list()),
-            "styled": Interval(*(held.summary["any_transform"][key] for key in ("estimate", "low", "high"))),
-        }
+        return {state: _leaked(result) for state, result in results.items() if result is not None}
 
     def extracted(self, model: LanguageModel) -> pl.DataFrame:
         """The rows of a model at the longest context, of passages that stand in the training data at least once."""
         return planted(self.result("extraction", model).table.filter(pl.col("context") == self.context))
+
+
+def _leaked(result: Measurement) -> dict[str, Interval]:
+    plainly = result.table.filter(pl.col("transform") == "identity")
+    rates = {kind: blocks.rate_of(plainly[kind].to_list()) for kind in ("verbatim", "approximate")}
+    return {**rates, "styled": Interval(*(result.summary["any_transform"][key] for key in ("estimate", "low", "high")))}
 
 
 def slug(name: str) -> str:

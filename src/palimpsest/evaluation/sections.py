@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from palimpsest.audit.laws import rates, size_law
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, count_of, percent
 from palimpsest.evaluation.guarding import guard
+from palimpsest.evaluation.leaking import leaks
 from palimpsest.evaluation.record import AuditRecord, planted, slug
 from palimpsest.measurement import Curve, Measurement, Series
 from palimpsest.models import LanguageModel
@@ -194,35 +194,6 @@ def probabilistic(record: AuditRecord) -> dict[str, Any]:
     return blocks.section("", "", "", answer, made)
 
 
-def leaks(record: AuditRecord) -> dict[str, Any]:
-    """Leaked passages with highlighted spans and the documents that they are from."""
-    result = record.result("leaks", record.largest)
-    chances = record.of("probabilistic", record.largest)
-    needed = dict(chances.table.select("id", "n_for_0.5").iter_rows()) if chances and "n_for_0.5" in chances.table.columns else {}
-    items = []
-    for row in result.table.iter_rows(named=True):
-        facts = [
-            blocks.fact("Right before the first error", f"{row['matched']} tokens"),
-            blocks.fact("Found in the corpus", row["traced"], "percent"),
-        ]
-        if row["id"] in needed:
-            tries = needed[row["id"]]
-            facts.append(
-                blocks.fact("Tries for an even chance", tries, "int") if tries else blocks.fact("Tries for an even chance", "never")
-            )
-        spans = [{key: span[key] for key in ("start", "end", "count", "documents")} for span in json.loads(row["spans"])]
-        fields = {key: row[key] for key in ("id", "copies", "domain", "prefix_text", "output_text", "true_text")}
-        items.append({**fields, "model": record.largest.name, "spans": _apart(spans), "facts": facts})
-    exact, n = result.summary["exact"], result.summary["passages"]
-    answer = (
-        f"Of the {n} passages shown here, {exact} come out to the letter. Marked text stands word for word in the corpus; choose a mark "
-        "to see where."
-    )
-    caption = "Dimmed: what the model was shown. Then what it wrote, greedily."
-    shown = {"type": "passages", "id": "leaks", "title": "Leaked passages", "caption": caption, "items": items}
-    return blocks.section("", "", "", answer, [shown])
-
-
 def membership(record: AuditRecord) -> dict[str, Any]:
     """Membership inference against a blind baseline."""
     result = record.result("membership", record.largest)
@@ -270,16 +241,6 @@ def membership(record: AuditRecord) -> dict[str, Any]:
         f"allowed 1 % of false alarms, it finds {percent(best['tpr_at_0.01'])} of the members."
     )
     return blocks.section("", "", "", " ".join([answer, *result.summary["warnings"]]), made)
-
-
-def _apart(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spans without overlap: where two do, the later one begins where the earlier one ends."""
-    made: list[dict[str, Any]] = []
-    for span in spans:
-        start = max(span["start"], made[-1]["end"] if made else 0)
-        if start < span["end"]:
-            made.append({**span, "start": start})
-    return made
 
 
 def share(row: Mapping[str, Any], key: str = "rate") -> Interval:

@@ -16,6 +16,7 @@ from typing import Any
 
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import count_of, percent
+from palimpsest.evaluation.nearest import GREEDY
 from palimpsest.evaluation.record import AuditRecord, slug
 from palimpsest.evaluation.sections import all_sections, share
 from palimpsest.measurement import environment
@@ -99,24 +100,29 @@ def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor:
             f"Half of the passages come out from {min(half):g} copies on." if half else "At no number of copies does half of them come out."
         )
     guard = record.guard
-    if guard is not None and guard["off"].estimate > 0:  # where nothing leaks, there is nothing that a guard could stop
-        stopped = (
-            f"A MemFree guard brings word-for-word leaks from {percent(guard['off'].estimate)} to {percent(guard['on'].estimate)} of the "
-            "passages tried"
-        )
-        if guard["styled"].estimate > 0:
-            stopped += (
-                f", but {percent(guard['styled'].estimate)} still come out nearly the same when asked in one style or another: "
-                "a filter on words is no privacy."
-            )
-        else:
+    if guard is not None and guard["open"]["verbatim"].estimate > 0:  # where nothing leaks, there is nothing that a guard could stop
+        before, after = (percent(guard[state]["verbatim"].estimate) for state in ("open", "guarded"))
+        stopped = f"A MemFree guard brings word-for-word leaks from {before} to {after} of the passages tried"
+        past = guard["guarded"]["styled"].estimate
+        if past == 0:
             stopped += ", and none of them came out nearly the same in any style of asking that was tried."
+        else:
+            stopped += (
+                f", but {percent(past)} still come out nearly the same when asked in one style or another: a filter on words is no privacy."
+            )
+            if "approximate" in guard:
+                edits, left = blocks.edits(record.plan.settings.guard_edits), percent(guard["approximate"]["styled"].estimate)
+                stopped += f" Its approximate mode, which allows for {edits}, leaves {left}."
         said.append(stopped)
     return said
 
 
 def _tiles(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: float, tone: str) -> list[dict[str, Any]]:
     tiles = [blocks.tile("written to the letter", rate, note=f"{worst.name}, {record.context} tokens of prompt", tone=tone)]
+    nearest = record.result("nearest", record.largest).summary
+    near = Interval(**nearest["schemes"][GREEDY]["any"])
+    note = f"{record.largest.name}, greedily: within {percent(nearest['share'])} token edits of the corpus"
+    tiles.append(blocks.tile("near some passage", near, note=note, tone=tone if near.estimate else "good"))
     chances = record.of("probabilistic", worst)
     if chances is not None:
         group = chances.summary["planted"] or chances.summary["overall"]
@@ -134,11 +140,12 @@ def _tiles(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: flo
         )  # fmt: skip
     guard = record.guard
     if guard is not None:
-        tiles.append(
-            blocks.tile("to the letter under guard", guard["on"], note=f"MemFree, n = {record.plan.settings.guard_n}", tone="good")
-        )
-        past = guard["styled"]
+        n, edits = record.plan.settings.guard_n, blocks.edits(record.plan.settings.guard_edits)
+        tiles.append(blocks.tile("to the letter under guard", guard["guarded"]["verbatim"], note=f"MemFree, n = {n}", tone="good"))
+        past = guard["guarded"]["styled"]
         note = "in some style of prompt; edit similarity or BLEU over 0.75"
+        if "approximate" in guard:
+            note += f"; {percent(guard['approximate']['styled'].estimate)} when the guard allows for {edits}"
         tiles.append(blocks.tile("nearly the same under guard", past, note=note, tone="warn" if past.estimate else "good"))
     return tiles
 
@@ -151,6 +158,8 @@ def _limits(record: AuditRecord) -> list[str]:
         "Copies are counted to the token in the corpus that was given; near-copies and copies in other training data are not.",
         "The guard stops protected n-grams of tokens; the same words in another spelling or casing pass it.",
     ]
+    if not record.result("nearest", record.largest).summary["complete"]:
+        said.append("Some phrases are too frequent to be followed everywhere: more may be near to the corpus than is said.")
     if not plan.references:
         said.append("No reference model was given: a passage that any good model would write on its own counts as a leak here.")
     if "membership" in record.skipped:
