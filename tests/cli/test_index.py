@@ -90,18 +90,6 @@ def test_find_names_a_document_once_and_keeps_to_the_limit(index: Path):
     assert len(json.loads(run("find", index, "fox", "--limit", 1, "--json").stdout)["documents"]) == 1
 
 
-def test_trace_names_the_source_of_a_quotation(index: Path):
-    spans = json.loads(run("trace", index, "he said: fox tales: and the fox fled", "--min-len", 6, "--json").stdout)["spans"]
-    assert any("fox tales: and the fox" in span["text"] and span["documents"] == ["b.txt"] for span in spans)
-    assert "b.txt" in run("trace", index, "fox tales: and the fox", "--min-len", 6).stdout
-    assert "No passage" in run("trace", index, "0123456789", "--min-len", 6).stdout
-
-
-def test_trace_reads_the_standard_input(index: Path):
-    answer = runner.invoke(app, ["index", "trace", str(index), "-", "--min-len", "6", "--json"], input=TEXTS["b.txt"])
-    assert [span["text"] for span in json.loads(answer.stdout)["spans"]] == [TEXTS["b.txt"]]
-
-
 def test_next_is_what_the_library_says_in_order_of_frequency(index: Path, tiny_tokenizer):
     opened = CorpusIndex.open(index)
     part, spaced = json.loads(run("next", index, "the", "--json").stdout)["parts"]
@@ -182,10 +170,9 @@ def test_an_index_of_ids_says_that_it_has_no_tokenizer(tmp_path: Path):
     assert "--ids" in run("count", tmp_path / "index", "fox", code=2).stderr
     assert run("count", tmp_path / "index", "--ids", "1,2").stdout == "2\n"
     assert json.loads(run("find", tmp_path / "index", "--ids", "3", "--json").stdout)["documents"][0]["match"] == " 3 "
-    assert run("trace", tmp_path / "index", "fox", code=2).stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "next", "near", "trace"])
+@pytest.mark.parametrize("command", ["info", "verify", "count", "find", "next", "near"])
 def test_a_folder_that_is_no_index_is_an_error_with_a_remedy(tmp_path: Path, command):
     arguments = [] if command in ("info", "verify") else ["text"]
     answer = run(command, tmp_path, *arguments, code=2)

@@ -197,7 +197,8 @@ def tokenizer_of(source: CorpusIndex | BloomFilter, tokenizer: str | None, model
         InputError: it is not known.
         TokenizerMismatchError: another one was named.
     """
-    from palimpsest.cli.index import choose_tokenizer, require_tokenizer
+    from palimpsest.cli.index import choose_tokenizer
+    from palimpsest.cli.index_passage import require_tokenizer
     from palimpsest.corpus import CorpusIndex
 
     if isinstance(source, CorpusIndex):

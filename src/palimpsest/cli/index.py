@@ -16,7 +16,7 @@ from palimpsest.cli.index_duplicates import duplicates
 from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
-from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries, require_tokenizer
+from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -112,42 +112,6 @@ def find(
         console.print(Text.assemble("  … ", before, (match, "bold reverse"), after, " …"))
     if not found:
         console.print("No document holds this passage.")
-
-
-@app.command()
-def trace(
-    index: Folder,
-    text: Annotated[str, typer.Argument(help="A text, or - to read it from the standard input.")],
-    min_len: Annotated[int, typer.Option(min=1, help="Shorter passages, in tokens, are left out.")] = 8,
-    as_json: Json = False,
-) -> None:
-    """The longest passages of a text that stand verbatim in the corpus, and where they come from."""
-    opened = open_index(index)
-    tokenizer = require_tokenizer(opened)
-    tokens = tokenizer.encode(typer.get_text_stream("stdin").read() if text == "-" else text)
-    if not tokens:
-        raise InputError("The text to trace is empty.", "Give some words.")
-    spans = opened.trace(tokens, min_len=min_len)
-    rows: list[dict[str, Any]] = [
-        {
-            "text": tokenizer.decode(tokens[span.start : span.end]),
-            "tokens": len(span),
-            "count": span.count,
-            "documents": [hit.doc_id for hit in span.hits],
-        }
-        for span in spans
-    ]
-    if as_json:
-        typer.echo(json.dumps({"tokens": len(tokens), "spans": rows}, ensure_ascii=False))
-        return
-    table = Table(box=None, header_style="bold")
-    table.add_column("tokens", justify="right")
-    table.add_column("count", justify="right")
-    table.add_column("passage")
-    table.add_column("documents")
-    for row in rows:
-        table.add_row(str(row["tokens"]), f"{row['count']:,}", Text(row["text"]), Text(", ".join(row["documents"])))
-    Console().print(table if rows else f"No passage of {min_len} tokens or more stands in the corpus.")
 
 
 app.command("next")(next_tokens)

@@ -40,7 +40,7 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Mark what of a text stands word for word in a corpus, and name the documents."""
-    from palimpsest.cli.index import open_index, require_tokenizer
+    from palimpsest.cli.index_passage import open_index, require_tokenizer
     from palimpsest.corpus import traced_text
 
     if index is None:
