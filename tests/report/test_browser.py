@@ -74,6 +74,8 @@ def test_tables_sort_by_figure_and_by_name(desktop: tuple[dict[str, Any], str]) 
     assert seen["missing"][0] == "3.9"
     assert seen["sorts"] == ["none", "none", "none", "descending", "none", "none"]
     assert seen["names"] == sorted(seen["names"])
+    assert seen["models"] == sorted(seen["models"], reverse=True)
+    assert len(set(seen["models"])) > 1
 
 
 def test_a_focused_span_shows_its_source(desktop: tuple[dict[str, Any], str]) -> None:

@@ -208,7 +208,7 @@ def test_figures_are_files_too(page: Path, read: Reader) -> None:
 def test_tables_can_be_sorted_by_button_and_carry_plain_values(read: Reader, html: str) -> None:
     heads = read.find("th", **{"aria-sort": "none"})
     buttons = re.findall(r'<th scope="col" aria-sort="none"[^>]*><button type="button">', html)
-    assert len(heads) == len(buttons) > 20
+    assert len(heads) == len(buttons) == html.count('<th scope="col"') > 20  # every table, that of the models too
     cells = [float(value) for value in re.findall(r'data-value="([^"]*)"><span class="track', html)]
     assert len(cells) == 18
     assert max(cells) > 0.9
@@ -216,6 +216,12 @@ def test_tables_can_be_sorted_by_button_and_carry_plain_values(read: Reader, htm
     assert "42\u00a0s" in html
     assert "0.93 (" not in html
     assert re.search(r"0\.969 \(0\.45–0\.99\)", html)  # a figure of format float with an interval
+
+
+def test_the_table_of_models_carries_what_it_is_sorted_by(html: str, audit: dict[str, Any]) -> None:
+    table = html[html.index('aria-label="Models"') :].split("</table>")[0]
+    rows = re.findall(r'<th scope="row" data-value="([^"]*)">.*?<td class="number" data-value="([^"]*)">', table)
+    assert rows == [(model["name"], str(model.get("parameters") or "")) for model in audit["models"]]
 
 
 def test_every_figure_has_its_points_as_a_table(read: Reader, audit: dict[str, Any]) -> None:
