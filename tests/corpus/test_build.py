@@ -326,6 +326,15 @@ class TestTarget:
             CorpusIndex.build(rows(9), None, out)
         assert contents(tmp_path) == before
 
+    @pytest.mark.parametrize("target", ["nowhere", "empty"])
+    def test_a_link_that_leads_to_no_index_is_refused_before_anything_is_written(self, tmp_path: Path, target: str) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "index").symlink_to(target)
+        with pytest.raises(StorageError, match="leads to no index"):
+            CorpusIndex.build(rows(9), None, tmp_path / "index")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "index"]
+        assert (tmp_path / "index").is_symlink()
+
     def test_an_empty_folder_may_be_filled(self, tmp_path: Path) -> None:
         (tmp_path / "index").mkdir()
         assert CorpusIndex.build(rows(9), None, tmp_path / "index").n_documents == 9

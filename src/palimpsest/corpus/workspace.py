@@ -132,6 +132,8 @@ def partial_folder(out: Path) -> Path:
 
 def refuse_foreign(out: Path) -> None:
     """Raises `StorageError` when something that is not an index stands at `out`."""
+    if out.is_symlink() and not is_index(out):  # a folder cannot be renamed onto a link, wherever it leads
+        raise StorageError(f"{out} is a link that leads to no index.", "Choose another target, or what the link should lead to.")
     if out.exists() and not is_index(out) and not (out.is_dir() and not any(out.iterdir())):
         what = "a folder with other files" if out.is_dir() else "a file"
         raise StorageError(f"{out} is {what}, not an index, and will not be overwritten.", "Choose another target or move it away.")
