@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from palimpsest.cli import app
+from palimpsest.cli.audit import labels
 from palimpsest.corpus import CorpusIndex
 from palimpsest.tokenizer import Tokenizer
 
@@ -75,6 +76,31 @@ def test_json_is_the_card(undisturbed, model_folder, corpus):
     done = run(model_folder, corpus, "--out", out, *SMALL, "--json")
     assert done.exit_code == 0
     assert {k: v for k, v in json.loads(done.stdout).items() if k not in ("created", "timing")} == card_without_times(out)
+
+
+def test_models_of_the_same_name_are_told_apart_by_their_folders(model_folder, corpus, tmp_path):
+    for place in ("first", "second", "third"):
+        shutil.copytree(model_folder, tmp_path / place / "tiny")
+    given = [tmp_path / place / "tiny" for place in ("first", "second", "third")]
+    done = run(given[0], corpus, "--also", given[1], "--reference", given[2], "--out", tmp_path / "out", *SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    models = [(model["name"], model["role"]) for model in json.loads(done.stdout)["models"]]
+    assert models == [("first/tiny", "audited"), ("second/tiny", "audited"), ("third/tiny", "reference")]
+    assert (tmp_path / "out" / "measurements" / "extraction.second-tiny.json").is_file()
+    same = run(given[0], corpus, "--also", given[0], "--out", tmp_path / "same", *SMALL)
+    assert same.exit_code == 2
+    assert "name of its own" in same.stderr
+
+
+def test_labels_take_as_much_of_the_path_as_is_needed():
+    assert labels(["x/a/final", "y/a/final", "z/b/final", "gpt2"], ["final", "final", "final", "gpt2"]) == [
+        "x/a/final",
+        "y/a/final",
+        "z/b/final",
+        "gpt2",
+    ]
+    assert labels(["http://one:8000/v1#m", "http://two:8000/v1#m"], ["m", "m"]) == ["one:8000/v1#m", "two:8000/v1#m"]
+    assert labels(["a/m", "a/m"], ["m", "m"]) == ["m", "m"]
 
 
 @pytest.mark.parametrize("seen", ["index.partial", "index", "measurements/extraction.tiny.json", "measurements/open.tiny.json"])

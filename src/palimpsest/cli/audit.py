@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,10 @@ def audit(
         raise InputError("A model was given without a corpus.", "Give both, or neither for the demonstration.")
     if model is None:
         sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name not in DEMONSTRATION}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if given:
+        unknown = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if unknown:
             raise InputError(
-                f"The demonstration does not take {', '.join('--' + name.replace('_', '-') for name in sorted(given))}.",
+                f"The demonstration does not take {', '.join('--' + name.replace('_', '-') for name in sorted(unknown))}.",
                 "Give a model and a corpus, or leave it out.",
             )
     contexts = parse_contexts(context)
@@ -91,8 +92,12 @@ def audit(
                 seed=seed,
             )
             door: dict[str, Any] = {"timeout": timeout, "concurrency": concurrency}
-            models = [load_model(name, tokenizer=tokenizer, **door) for name in (model, *(also or []))]
-            references = {models[0].name: load_model(reference, tokenizer=tokenizer, **door)} if reference else {}
+            given = [model, *(also or []), *([reference] if reference else [])]
+            loaded = [load_model(name, tokenizer=tokenizer, **door) for name in given]
+            for one, label in zip(loaded, labels(given, [one.name for one in loaded]), strict=True):
+                one.name = label
+            models = loaded[: 1 + len(also or [])]
+            references = {models[0].name: loaded[-1]} if reference else {}
             card = run_audit(
                 models, corpus, out, references=references, held_out=held_out, unprotected=ordinary_text(), settings=settings, progress=tell
             )
@@ -104,6 +109,26 @@ def audit(
         typer.echo(json.dumps(card, ensure_ascii=False))
         return
     show(Console(), card, page, time.perf_counter() - began)
+
+
+def labels(given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names of models; where several have the same one, with as much of what they were given by as tells them apart.
+
+    Example:
+        >>> labels(["runs/a/final", "runs/b/final", "gpt2"], ["final", "final", "gpt2"])
+        ['a/final', 'b/final', 'gpt2']
+    """
+    made = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [i for i, other in enumerate(names) if other == name]
+        parts = [str(Path(given[i]).resolve() if Path(given[i]).exists() else given[i]).split("/") for i in alike]
+        for length in range(2, max(map(len, parts)) + 1):
+            longer = ["/".join(part[-length:]) for part in parts]
+            if len(set(longer)) == len(alike):
+                for i, label in zip(alike, longer, strict=True):
+                    made[i] = label
+                break
+    return made
 
 
 def parse_contexts(text: str) -> tuple[int, ...]:
