@@ -67,7 +67,7 @@ class LZ78:
         """
         table = SymbolTable()
         ids = table.add(sequence)
-        phrases, last = _parse_78(ids, len(table))
+        phrases, last = _parse(ids, len(table), 1, carries=False)
         return LempelZivCode(phrases, last, table, ids.size, int((last >= 0).sum()))
 
     def decode(self, code: LempelZivCode) -> Any:
@@ -108,7 +108,7 @@ class LZW:
         """
         table = SymbolTable()
         ids = table.add(sequence)
-        phrases = _parse_lzw(ids, len(table))
+        phrases, _ = _parse(ids, len(table), len(table), carries=True)
         return LempelZivCode(phrases, np.empty(0, np.int64), table, ids.size, len(table) + max(phrases.size - 1, 0))
 
     def decode(self, code: LempelZivCode) -> Any:
@@ -153,14 +153,26 @@ def _table(entries: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _parse_78(ids: np.ndarray, alphabet: int) -> tuple[np.ndarray, np.ndarray]:
+def _parse(ids: np.ndarray, alphabet: int, entries: int, carries: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts ids into the longest known phrases; a phrase and the symbol after it become the next entry.
+
+    Args:
+        ids: int64 (time,), below `alphabet`.
+        alphabet: symbols.
+        entries: entries that are known at the beginning: 1 in LZ78, the empty phrase; `alphabet` in LZW.
+        carries: whether that symbol begins the next phrase (LZW), or ends this one (LZ78).
+
+    Returns:
+        the entry of every phrase and the symbol after it, −1 at the end of the sequence: int64 (parse_length,) each.
+    """
     keys = _table(ids.size + 1)  # phrase · alphabet + symbol: there are at most as many phrases as symbols
     children = np.empty(keys.size, np.int64)
     phrases = np.empty(ids.size, np.int64)
     last = np.empty(ids.size, np.int64)
     used = 0
-    phrase = 0
-    for i in range(ids.size):
+    begins = min(ids.size, 1) if carries else 0
+    phrase = ids[0] if begins else 0
+    for i in range(begins, ids.size):
         key = phrase * alphabet + ids[i]
         place = _slot(keys, key)
         if keys[place] == key:
@@ -170,9 +182,10 @@ def _parse_78(ids: np.ndarray, alphabet: int) -> tuple[np.ndarray, np.ndarray]:
         last[used] = ids[i]
         used += 1
         keys[place] = key
-        children[place] = used
-        phrase = 0
-    if phrase > 0:
+        children[place] = entries
+        entries += 1
+        phrase = ids[i] if carries else 0
+    if begins or phrase > 0:  # LZ78 ends without a rest when the last symbol ended a phrase
         phrases[used] = phrase
         last[used] = -1
         used += 1
@@ -198,35 +211,6 @@ def _expand_78(phrases: np.ndarray, last: np.ndarray, length: int) -> np.ndarray
             place -= 1
             phrase = phrases[phrase - 1]
     return ids
-
-
-@njit(cache=True)
-def _parse_lzw(ids: np.ndarray, alphabet: int) -> np.ndarray:
-    keys = _table(ids.size + 1)
-    children = np.empty(keys.size, np.int64)
-    phrases = np.empty(ids.size, np.int64)
-    used = 0
-    entries = alphabet
-    phrase = -1
-    for i in range(ids.size):
-        if phrase < 0:
-            phrase = ids[i]
-            continue
-        key = phrase * alphabet + ids[i]
-        place = _slot(keys, key)
-        if keys[place] == key:
-            phrase = children[place]
-            continue
-        phrases[used] = phrase
-        used += 1
-        keys[place] = key
-        children[place] = entries
-        entries += 1
-        phrase = ids[i]
-    if phrase >= 0:
-        phrases[used] = phrase
-        used += 1
-    return phrases[:used].copy()
 
 
 @njit(cache=True)
