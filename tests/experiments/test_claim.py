@@ -11,8 +11,15 @@ import pytest
 
 from palimpsest.catalogue import SYSTEMS, experiment_file
 from palimpsest.errors import InputError
-from palimpsest.experiments.claim import Check, Claim, available, experiment, reproduce
+from palimpsest.experiments.claim import Check, Claim, available, decides, experiment, reproduce
 from palimpsest.measurement import Curve, Series
+
+
+def test_the_scale_that_decides():
+    assert (decides("smoke"), decides("cpu")) == (False, True)
+    for scale in ("gpu", "CPU", ""):
+        with pytest.raises(InputError, match=f"no scale {scale!r}"):
+            decides(scale)
 
 
 @pytest.mark.parametrize(

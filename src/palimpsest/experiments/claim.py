@@ -106,6 +106,17 @@ class Claim:
         }
 
 
+def decides(scale: str) -> bool:
+    """Whether a run at `scale` decides a claim, for experiments that have the scales "smoke" (False) and "cpu" (True).
+
+    Raises:
+        InputError: the scale "gpu", or an unknown one.
+    """
+    if scale not in ("smoke", "cpu"):
+        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
+    return scale == "cpu"
+
+
 def experiment(slug: str) -> Callable[[str, int], Claim]:
     """The `run` function of the experiment `slug`.
 

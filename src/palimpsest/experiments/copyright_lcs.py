@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from palimpsest.audit.copyright import Work, measure_copyright, words_of
-from palimpsest.errors import InputError
 from palimpsest.experiments import extraction_laws
 from palimpsest.experiments.canaries import train_suite
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.measurement import Curve, Measurement, Series
 from palimpsest.models import load_model
 from palimpsest.models.registry import is_fetched
@@ -60,9 +59,7 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    full = scale == "cpu"
+    full = decides(scale)
     suite = train_suite(replace(CPU if full else SMOKE, seed=seed))
     works = [Work(row["id"], row["text"], row["copies"], (0,)) for row in suite.ledger.iter_rows(named=True)]
     model = suite.models[f"perturbed-{suite.config.sizes[0]}"]

@@ -33,7 +33,7 @@ from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import InputError
 from palimpsest.experiments import extraction_laws
 from palimpsest.experiments.canaries import train_suite
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.suite import Suite
 from palimpsest.guard import MemFreeProcessor, protected_ngrams
 from palimpsest.models import LanguageModel, load_model
@@ -60,9 +60,7 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    full = scale == "cpu"
+    full = decides(scale)
     suite = train_suite(replace(CPU if full else SMOKE, seed=seed))
     prompts, corpus = draw_prompts(suite, 75 if full else 6, seed)
     models = [suite.models[f"perturbed-{size}"] for size in suite.config.sizes]

@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from palimpsest.errors import InputError
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.measurement import Curve, Series
 from palimpsest.models.chunk_variable import HCM, HVM, TEXT_LIMIT_BITS
@@ -59,9 +58,7 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    full = scale == "cpu"
+    full = decides(scale)
     rows: list[dict[str, Any]] = []
     lost = 0
     curves: list[Curve] = []

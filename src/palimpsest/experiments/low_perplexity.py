@@ -26,10 +26,9 @@ import polars as pl
 
 from palimpsest.audit.low_perplexity import CLASSES, MAX_LOG2_PPL, measure_low_perplexity
 from palimpsest.corpus import CorpusIndex
-from palimpsest.errors import InputError
 from palimpsest.experiments import extraction_laws
 from palimpsest.experiments.canaries import train_suite
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.suite import Suite
 from palimpsest.measurement import Measurement
 from palimpsest.models.base import Sampler
@@ -59,9 +58,7 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    full = scale == "cpu"
+    full = decides(scale)
     suite = train_suite(replace(CPU if full else SMOKE, seed=seed))
     model = suite.models[f"perturbed-{suite.config.sizes[0]}"]
     prompts, copies = draw_prompts(suite, 100 if full else 8, seed)

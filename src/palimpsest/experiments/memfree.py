@@ -22,8 +22,7 @@ import polars as pl
 from palimpsest.audit.approximate import measure_approximate
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import BloomFilter, CorpusIndex
-from palimpsest.errors import InputError
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.lab_data import CanaryConfig
 from palimpsest.experiments.memfree_suite import CAPITALS, PREFIX, SUFFIX, GuardConfig, build_suite
 from palimpsest.experiments.suite import Suite
@@ -92,9 +91,7 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    full = scale == "cpu"
+    full = decides(scale)
     config = CPU if full else SMOKE
     config = replace(config, lab=replace(config.lab, seed=seed))
     budget = Budget(N, 100_000, 320, 64) if full else Budget(2, 400, 50, 2)  # what hardly learnt anything repeats no 6-grams

@@ -31,7 +31,7 @@ import numpy as np
 from palimpsest.errors import InputError, MissingDependencyError
 from palimpsest.experiments import energy, timbl_peer
 from palimpsest.experiments.canaries import one_thread
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.measurement import Curve, Series
 from palimpsest.models.load import load_model
@@ -68,9 +68,7 @@ def run(scale: str, seed: int) -> Claim:
         InputError: the scale "gpu", which this experiment does not have.
         MissingDependencyError: python3-timbl is not installed (at "cpu").
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    whole = scale == "cpu"
+    whole = decides(scale)
     if whole and not timbl_peer.has_binding():
         raise MissingDependencyError("The claim is about agreement with TiMBL, which is not installed.", "pip install python3-timbl")
     levels = LEVELS if whole else SMOKE_LEVELS
