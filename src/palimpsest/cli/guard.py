@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from palimpsest.cli.options import Beams, Json, MaxNewTokens, OwnModel, OwnTokenizer, Prompt, Seed, Temperature, TopK, TopP
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ app = typer.Typer(no_args_is_help=True, help="Stop a model from writing out what
 Source = Annotated[Path, typer.Argument(metavar="PROTECTED", help="A filter made by `guard build`, or the folder of an index.")]
 Length = Annotated[int | None, typer.Option("--n", min=1, help="Tokens of a protected n-gram; the filter's own, 10 for an index.")]
 Edits = Annotated[int, typer.Option(min=0, help="Tokens by which a passage may differ and is still protected; needs an index.")]
-OwnTokenizer = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer.json, or a folder or hub id that holds one.")]
-OwnModel = Annotated[str | None, typer.Option("--model", help="The model whose tokenizer is to be used.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -114,15 +112,15 @@ def check(
 def generate(
     model: Annotated[str, typer.Argument(help="A known name, a folder or a hub id.")],
     protect: Annotated[Path, typer.Option(metavar="PROTECTED", help="A filter made by `guard build`, or the folder of an index.")],
-    prompt: Annotated[str, typer.Option(help="What the text begins with, or - to read it from the standard input.")],
+    prompt: Prompt,
     n: Length = None,
     approximate: Edits = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens written.")] = 50,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the so many likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the nucleus of this probability.")] = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beam search with so many beams.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    max_new_tokens: MaxNewTokens = 50,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = None,
+    beams: Beams = 1,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt twice, freely and under guard, and check both texts."""

@@ -16,7 +16,8 @@ from palimpsest.cli.index_duplicates import duplicates
 from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
-from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries
+from palimpsest.cli.index_passage import Folder, Ids, Passage, as_text, open_index, read_queries
+from palimpsest.cli.options import Json, OwnModel, OwnTokenizer
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def build(
         typer.Argument(help="A text file, a folder, .jsonl[.gz|.zst] or .parquet with a column `text`, or an index folder of infini-gram."),
     ],
     out: Annotated[Path, typer.Option(help="The index folder to write.")],
-    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, or a folder or hub id that holds one.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model whose tokenizer is to be used, as for `palimpsest audit`.")] = None,
+    tokenizer: OwnTokenizer = None,
+    model: OwnModel = None,
     shards: Annotated[int, typer.Option(help="Parts that are sorted on their own.")] = 1,
     memory: Annotated[str | None, typer.Option(help="What the build may take, such as 2GB; by default half of what is free.")] = None,
     as_json: Json = False,

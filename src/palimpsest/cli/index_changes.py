@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from palimpsest.cli.index_passage import Folder, Json, open_index
+from palimpsest.cli.index_passage import Folder, open_index
+from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:

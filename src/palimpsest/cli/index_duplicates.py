@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli.index_passage import Folder, Json, open_index
+from palimpsest.cli.index_passage import Folder, open_index
+from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from palimpsest.cli.index_passage import Folder, Json, open_index
+from palimpsest.cli.index_passage import Folder, open_index
+from palimpsest.cli.options import Json
 
 
 def export(

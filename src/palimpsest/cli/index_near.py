@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, as_text, open_index, read_queries
+from palimpsest.cli.index_passage import Folder, Ids, Passage, as_text, open_index, read_queries
+from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:

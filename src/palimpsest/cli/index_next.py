@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palimpsest.cli.index_passage import Folder, Ids, Json, Passage, open_index, read_queries
+from palimpsest.cli.index_passage import Folder, Ids, Passage, open_index, read_queries
+from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:

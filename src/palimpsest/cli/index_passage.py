@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index folder.")]
 Passage = Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The passage.")]
 Ids = Annotated[str | None, typer.Option("--ids", help="The passage as token ids, separated by commas, instead of text.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def open_index(path: Path) -> CorpusIndex:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from palimpsest.cli.options import Json
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
@@ -57,7 +59,7 @@ def train(
 @app.command()
 def show(
     suite: Annotated[Path | None, typer.Argument(help="Folder of a suite; by default the twins that ship with the package.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The models of a suite and the texts that were planted into their training data."""
     from palimpsest.experiments.canaries import open_suite, twins

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from palimpsest.cli.options import Beams, Json, MaxNewTokens, OwnModel, OwnTokenizer, Prompt, Seed, Temperature, TopK, TopP
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train and ask a memory-based language model.")
 
 Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a model made by `mblm train`.")]
-OwnTokenizer = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer.json, or a folder or hub id that holds one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -30,7 +29,7 @@ def train(
     corpus: Annotated[Path, typer.Argument(help="A text file, a folder, or .jsonl[.gz|.zst] or .parquet with a column `text`.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     tokenizer: OwnTokenizer = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model whose tokenizer is to be used.")] = None,
+    model: OwnModel = None,
     n: Annotated[int, typer.Option(min=0, help="Tokens of a context.")] = 4,
     algorithm: Annotated[str, typer.Option(help="igtree, ib1 or tribl2.")] = "igtree",
     k: Annotated[int, typer.Option(min=1, help="Distances that ib1 and tribl2 look at.")] = 1,
@@ -124,13 +123,13 @@ def evaluate(
 @app.command()
 def complete(
     model: Folder,
-    prompt: Annotated[str, typer.Option(help="What the text begins with, or - to read it from the standard input.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens written.")] = 50,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the nucleus of this probability.")] = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beam search with so many beams.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    prompt: Prompt,
+    max_new_tokens: MaxNewTokens = 50,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = None,
+    beams: Beams = 1,
+    seed: Seed = 0,
     remember: Annotated[str, typer.Option(help="What is remembered while writing: nothing, prompt, or text.")] = "nothing",
     explain_tokens: Annotated[bool, typer.Option("--explain", help="Say of every written token where it comes from.")] = False,
     tokenizer: OwnTokenizer = None,
@@ -139,7 +138,7 @@ def complete(
     """Continue a prompt."""
     door = open_model(model, tokenizer, remember)
     prefix = read_text(door, prompt)
-    [[ids]] = door.generate([prefix], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, num_beams=beams, seed=seed)
+    [[ids]] = door.generate([prefix], max_new_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p, num_beams=beams, seed=seed)
     whole = [*prefix, *ids.tolist()]
     known = door.tokenizer.decode(prefix)
     value: dict[str, Any] = {"prompt": known, "text": door.tokenizer.decode(whole)[len(known) :], "tokens": len(ids)}

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palimpsest.catalogue import KINDS, SYSTEMS, State, System, claim_result, experiment_file, find, missing, state
+from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 from palimpsest.taxonomy import MemoryKind
 
@@ -24,7 +25,7 @@ def systems(
     wanted_state: Annotated[str | None, typer.Option("--state", help=f"Only systems that are: {', '.join(State)}.")] = None,
     kind: Annotated[str | None, typer.Option(help=f"Only systems of a kind: {', '.join(KINDS)}.")] = None,
     memory: Annotated[str | None, typer.Option(help=f"Only systems about a memory that is: {', '.join(MemoryKind)}.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The catalogue of 119 published systems, how far each is, and what was found."""
     if slug is not None:

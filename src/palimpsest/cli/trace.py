@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from palimpsest.cli.options import Json, MaxNewTokens, Seed, Temperature, TopP
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ def trace(
     index: Annotated[Path | None, typer.Option(help="The folder of the corpus's index.")] = None,
     model: Annotated[str | None, typer.Option(help="Instead of TEXT: a model that writes it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the model goes on from, or - for the standard input.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens written.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the nucleus of this probability.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    seed: Seed = 0,
     min_len: Annotated[int, typer.Option(min=1, help="Shorter passages, in tokens, are left out.")] = 8,
     max_docs: Annotated[int, typer.Option(min=0, help="Documents named for each passage.")] = 10,
     context: Annotated[int, typer.Option(min=0, help="Tokens shown before and after a passage in its document.")] = 30,
     rarest: Annotated[bool, typer.Option("--rarest", help="Only the rarest passages, one for every 20 tokens of text.")] = False,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Passages begin and end between words.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Mark what of a text stands word for word in a corpus, and name the documents."""
     from palimpsest.cli.index_passage import open_index, require_tokenizer
