@@ -92,7 +92,10 @@ def _near_rows(
 def _intervals(
     tokens: np.ndarray, sa: np.ndarray, firsts: np.ndarray, starts: np.ndarray, query: np.ndarray, pieces: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """lo[s, n] and hi[s, n] int64: the suffixes that start with query[s : s + n], for every piece that a cut may have."""
+    """lo[s, n] and hi[s, n] int64: the suffixes that start with query[s : s + n], for every piece that a cut may have.
+
+    A single suffix is kept for all longer pieces, whether it starts with them or not: to look around one place costs less than to ask.
+    """
     m = query.size
     longest = min(m - pieces + 1, REACH * -(-m // pieces))
     lo, hi = np.zeros((m, longest + 1), np.int64), np.zeros((m, longest + 1), np.int64)
@@ -103,12 +106,13 @@ def _intervals(
         left, right = starts[place], starts[place + 1]
         lo[s, 1], hi[s, 1] = left, right
         for n in range(2, min(longest, m - s) + 1):
-            if left < right and np.int64(sa[left]) + n - 1 == tokens.size:
-                left += 1  # ends with the corpus
-            left = first_from(tokens, sa, left, right, n - 1, query[s + n - 1])
-            right = first_from(tokens, sa, left, right, n - 1, query[s + n - 1] + 1)
-            if left == right:
-                break
+            if right - left > 1:
+                if np.int64(sa[left]) + n - 1 == tokens.size:
+                    left += 1  # ends with the corpus
+                left = first_from(tokens, sa, left, right, n - 1, query[s + n - 1])
+                right = first_from(tokens, sa, left, right, n - 1, query[s + n - 1] + 1)
+                if left == right:
+                    break
             lo[s, n], hi[s, n] = left, right
     return lo, hi
 
