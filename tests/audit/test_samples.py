@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, stratified_samples
+from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, head_samples, stratified_samples
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import InputError
 
@@ -170,3 +170,29 @@ def test_everything_that_the_package_names_can_be_imported():
         assert getattr(package, name).__name__ == name
     with pytest.raises(AttributeError, match="measure_vibes"):
         package.measure_vibes  # noqa: B018
+
+
+def test_heads_are_the_beginnings_of_the_documents_in_their_order(index, documents):
+    samples = head_samples(index, 10, 6)
+    long = [i for i, document in enumerate(documents) if len(document) >= 16]
+    assert [s.meta["index"] for s in samples] == long
+    for sample in samples:
+        number = sample.meta["index"]
+        assert sample.ids.tolist() == documents[number][:16].tolist()
+        assert sample.meta["read_at"] == sum(len(d) for d in documents[:number]) + 16
+        assert sample.meta["copies"] == occurrences(documents, sample.ids)
+        assert (sample.prefix_len, sample.suffix_len) == (10, 6)
+
+
+def test_heads_can_be_drawn_and_equal_suffixes_count_once(tmp_path):
+    rows = [np.arange(k, k + 20) for k in (50, 0, 100)] + [np.concatenate([np.arange(3), np.arange(3, 20)])]
+    index = CorpusIndex.build(rows, None, tmp_path / "heads")
+    assert [s.meta["index"] for s in head_samples(index, 4, 4)] == [0, 1, 2]
+    drawn = [[s.meta["index"] for s in head_samples(index, 4, 4, n=2, seed=seed)] for seed in range(20)]
+    assert all(row == sorted(row) and len(row) == 2 for row in drawn)
+    assert len({tuple(row) for row in drawn}) == 3
+    assert drawn[3] == [s.meta["index"] for s in head_samples(index, 4, 4, n=2, seed=3)]
+    with pytest.raises(InputError, match="holds 21 tokens; the longest of 4 has 20"):
+        head_samples(index, 20, 1)
+    with pytest.raises(InputError, match="n 0"):
+        head_samples(index, 4, 4, n=0)

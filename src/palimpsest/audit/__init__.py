@@ -10,25 +10,30 @@ if TYPE_CHECKING:
     from palimpsest.audit.copyright import measure_copyright
     from palimpsest.audit.discourse import measure_discourse
     from palimpsest.audit.extraction import measure_extraction
+    from palimpsest.audit.forecast import memorization_scores
     from palimpsest.audit.laws import size_law
     from palimpsest.audit.low_perplexity import measure_low_perplexity
     from palimpsest.audit.membership import measure_membership
+    from palimpsest.audit.memorization_classes import measure_memorization_classes
     from palimpsest.audit.near_verbatim import measure_near_verbatim
     from palimpsest.audit.probabilistic import measure_probabilistic
-    from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, stratified_samples
+    from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, head_samples, stratified_samples
 
 _HOMES = {
     "PrefixSuffix": "samples",
     "benchmark_samples": "samples",
     "corpus_samples": "samples",
+    "head_samples": "samples",
     "measure_approximate": "approximate",
     "measure_copyright": "copyright",
     "measure_discourse": "discourse",
     "measure_extraction": "extraction",
     "measure_low_perplexity": "low_perplexity",
     "measure_membership": "membership",
+    "measure_memorization_classes": "memorization_classes",
     "measure_near_verbatim": "near_verbatim",
     "measure_probabilistic": "probabilistic",
+    "memorization_scores": "forecast",
     "size_law": "laws",
     "stratified_samples": "samples",
 }
@@ -37,14 +42,17 @@ __all__ = [
     "PrefixSuffix",
     "benchmark_samples",
     "corpus_samples",
+    "head_samples",
     "measure_approximate",
     "measure_copyright",
     "measure_discourse",
     "measure_extraction",
     "measure_low_perplexity",
     "measure_membership",
+    "measure_memorization_classes",
     "measure_near_verbatim",
     "measure_probabilistic",
+    "memorization_scores",
     "size_law",
     "stratified_samples",
 ]

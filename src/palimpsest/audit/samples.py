@@ -3,8 +3,9 @@
 A `PrefixSuffix` is a passage of the training data cut in two: the prefix is shown to the model, the suffix is what it would
 have to write. Contexts of different length are compared on the *same* suffix: only how far left the prompt starts changes.
 
-Three ways to get them: uniformly from the positions of an indexed corpus, from strata of equal duplication (both as in Carlini
-et al., ICLR 2023, arXiv 2202.07646), and from the arrays of the training-data extraction benchmark. All are seeded where chance
+Four ways to get them: uniformly from the positions of an indexed corpus, from strata of equal duplication (both as in Carlini
+et al., ICLR 2023, arXiv 2202.07646), from the beginnings of the documents in their order (Biderman et al., NeurIPS 2023, arXiv
+2304.11158), and from the arrays of the training-data extraction benchmark. All are seeded where chance
 enters, and no two samples of one draw have the same suffix.
 """
 
@@ -173,6 +174,48 @@ def stratified_samples(
     return samples
 
 
+def head_samples(index: CorpusIndex, prefix_len: int, suffix_len: int, n: int | None = None, seed: int = 0) -> list[PrefixSuffix]:
+    """The beginning of every document, or of `n` of them: with one document a training sequence, what a forecast is made about.
+
+    A document that is too short is left out, never padded; of documents whose suffixes are equal the first is kept.
+
+    Args:
+        index: the corpus, its documents in the order of training.
+        prefix_len, suffix_len: tokens.
+        n: how many; None: all.
+        seed: of the draw.
+
+    Returns:
+        Samples in the order of the documents; meta: "id", "document", "position" (0), "index" (the document's number), "copies",
+        and "read_at" (tokens of the corpus up to the suffix's last: a model that has read as many in this order has read it).
+
+    Raises:
+        InputError: lengths or n below 1, or no document that is long enough.
+    """
+    if prefix_len < 1 or suffix_len < 1 or (n is not None and n < 1):
+        raise InputError(f"n {n}, prefix_len {prefix_len} and suffix_len {suffix_len} draw nothing.", "Each must be at least 1.")
+    length = prefix_len + suffix_len
+    chosen: dict[bytes, tuple[int, int, np.ndarray]] = {}
+    before = longest = 0
+    for number in range(index.n_documents):
+        ids = index.document_ids(number)
+        longest = max(longest, len(ids))
+        if len(ids) >= length:
+            head = ids[:length].astype(np.int64)
+            chosen.setdefault(head[prefix_len:].tobytes(), (number, before + length, head))
+        before += len(ids)
+    if not chosen:
+        raise InputError(f"No document holds {length} tokens; the longest of {index.n_documents} has {longest}.", "Ask for fewer.")
+    heads = list(chosen.values())
+    if n is not None and n < len(heads):
+        heads = [heads[i] for i in np.sort(np.random.default_rng(seed).permutation(len(heads))[:n]).tolist()]
+    copies = index.count_batch([ids for _, _, ids in heads])
+    return [
+        PrefixSuffix(ids, prefix_len, suffix_len, _meta(index, number, 0, copies=int(k), index=number, read_at=read_at))
+        for (number, read_at, ids), k in zip(heads, copies, strict=True)
+    ]
+
+
 def benchmark_samples(folder: str | Path, split: str = "val") -> list[PrefixSuffix]:
     """Reads the arrays of the training-data extraction benchmark (google-research/lm-extraction-benchmark).
 
@@ -233,6 +276,6 @@ def _passages(index: CorpusIndex, length: int, limit: int, seed: int) -> Iterato
         yield from zip(documents[part].tolist(), offsets[part].tolist(), rows, strict=True)
 
 
-def _meta(index: CorpusIndex, document: int, offset: int, **more: int) -> dict[str, Any]:
-    name = str(index.document(document)[0])
+def _meta(corpus: CorpusIndex, document: int, offset: int, **more: int) -> dict[str, Any]:
+    name = str(corpus.document(document)[0])
     return {"id": f"{name}:{offset}", "document": name, "position": offset, **more}
