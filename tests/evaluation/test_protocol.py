@@ -12,6 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.errors import InputError, StorageError, TokenizerMismatchError
+from palimpsest.evaluation.classes import _predictors, predictability
 from palimpsest.evaluation.guarding import common_runs
 from palimpsest.evaluation.leaks import measure_leaks
 from palimpsest.evaluation.nearest import measure_nearest, nearest_passages
@@ -60,7 +61,7 @@ def test_the_card_is_what_the_report_needs(card, folder):
     check(json.loads((folder / "audit.json").read_text()))
     page = render(card, folder).read_text()
     assert card["verdict"]["headline"] in page
-    assert [part["status"] for part in card["sections"]] == ["measured"] * 5
+    assert [part["status"] for part in card["sections"]] == ["measured"] * 6
 
 
 def test_what_the_model_wrote_itself_is_extracted_and_what_it_never_wrote_is_not(card, tiny_model, passages):
@@ -74,6 +75,54 @@ def test_what_the_model_wrote_itself_is_extracted_and_what_it_never_wrote_is_not
     assert card["verdict"]["level"] == "high"
     kinds = next(block for block in section(card, "extraction")["blocks"] if block.get("id") == "extraction-kinds")
     assert {row["kind"]: row["rate"][0] for row in kinds["rows"]} == {"all passages": 0.5, "own": 1.0, "prose": 0.0}
+
+
+def test_passages_are_sorted_by_why_they_are_remembered(card, passages, small_index):
+    """Every document stands once, and six passages stand nowhere: nothing is recited, and what the model wrote is recollected."""
+    part = section(card, "classes")
+    table = next(block for block in part["blocks"] if block.get("id") == "classes-table")
+    rows = {row["class"]: row for row in table["rows"]}
+    planted = [sample for sample in passages if sample.meta["copies"]]
+    assert sum(row["n"] for row in rows.values()) == len(planted) == 12
+    assert (small_index.count_batch([sample.suffix for sample in planted]) == 1).all()
+    assert (rows["recitation"]["n"], rows["recitation"]["rate"]) == (0, None)
+    assert sum(row["rate"][0] * row["n"] for row in rows.values() if row["n"]) == pytest.approx(6)
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert "Of the 6 passages" in part["answer"]
+    examples = next(block for block in part["blocks"] if block.get("id") == "classes-examples")
+    assert {row["duplicates"] for row in examples["rows"]} == {1}
+    assert "takes two classes" in next(block for block in part["blocks"] if block["type"] == "text")["paragraphs"][0]
+
+
+def test_factors_foretell_where_classes_have_passages_of_both_kinds():
+    rng = np.random.default_rng(0)
+    n = 400
+    many = np.arange(n) % 2 == 0
+    prompt = rng.lognormal(2, 0.5, n)
+    table = pl.DataFrame(
+        {
+            "class": np.where(many, "recitation", "recollection"),
+            "duplicates": np.where(many, rng.integers(6, 20, n), 1),
+            "templating": False,
+            "perplexity_prompt": prompt,
+            "perplexity_continuation": rng.lognormal(2, 0.5, n),
+            "code_length": rng.normal(4, 0.3, n),
+            "memorized": np.where(many, prompt < np.median(prompt), rng.random(n) < 0.3),
+        }
+    )
+    found = predictability(table)
+    assert found["classes"] == ["recitation", "recollection"]
+    assert "perplexity_continuation" not in found["features"]
+    assert found["log_loss"]["taxonomy"] < found["log_loss"]["baseline"]
+    assert found["likelihood_ratio"]["p"] < 1e-6
+    slopes = {(row["class"], row["factor"]): row for row in found["coefficients"]}
+    assert slopes["recitation", "perplexity_prompt"]["z"] < -3
+    shown = _predictors(found)[0]
+    assert {row["factor"] for row in shown["rows"]} >= {"perplexity of the prompt", "copies in the corpus"}
+    infinite = table.with_columns(code_length=pl.when(pl.int_range(pl.len()) == 3).then(np.inf).otherwise("code_length"))
+    assert "code_length" not in predictability(infinite)["features"]
+    few = table.filter((pl.col("class") == "recitation") | ~pl.col("memorized"))
+    assert "two classes" in predictability(few)["reason"]
 
 
 def test_under_guard_nothing_comes_out_to_the_letter(card, folder):
@@ -137,6 +186,7 @@ def test_a_door_without_logprobs_is_audited_by_its_text(arguments, tiny_model, t
     status = {part["id"]: part["status"] for part in card["sections"]}
     assert status == {
         "extraction": "measured",
+        "classes": "skipped",
         "probabilistic": "skipped",
         "leaks": "measured",
         "membership": "skipped",
@@ -154,7 +204,14 @@ def test_an_endpoint_is_audited_by_what_it_gives(arguments, server, tiny_tokeniz
     card = run_audit(**{**arguments, "models": door, "references": {}}, out=tmp_path / "out")
     status = {part["id"]: part["status"] for part in card["sections"]}
     scored = "measured" if echo else "skipped"
-    assert status == {"extraction": "measured", "probabilistic": scored, "leaks": "measured", "membership": scored, "guard": "skipped"}
+    assert status == {
+        "extraction": "measured",
+        "classes": scored,
+        "probabilistic": scored,
+        "leaks": "measured",
+        "membership": scored,
+        "guard": "skipped",
+    }
     assert (card["tiles"][0]["value"] > 0) is echo  # what a random model writes is broken bytes: ids come out, as text it does not
     said = " ".join(card["limits"])
     assert ("measured under T=1" in said) is echo  # a server does not give what a cut needs

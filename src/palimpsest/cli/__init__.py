@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
     "split": ("palimpsest.cli.split", "split", "Split examples so that no key stands in two parts."),
     "trace": ("palimpsest.cli.trace", "trace", "What of a text stands word for word in a corpus, and in which documents."),
+    "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "mblm": ("palimpsest.cli.mblm", "app", "Train and ask a memory-based language model."),

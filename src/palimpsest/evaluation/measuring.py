@@ -17,6 +17,7 @@ from palimpsest.audit.extraction import measure_extraction
 from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
 from palimpsest.audit.probabilistic import measure_probabilistic
 from palimpsest.audit.samples import PrefixSuffix
+from palimpsest.evaluation.classes import measure_classes
 from palimpsest.evaluation.leaks import measure_leaks
 from palimpsest.evaluation.nearest import measure_nearest
 from palimpsest.evaluation.plan import AuditPlan, AuditSettings, fingerprint_samples, membership_split
@@ -54,8 +55,10 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
         passes = len(settings.contexts) * (2 if model.name in plan.references else 1)
         add("extraction", "word for word", model, passes * read / 2, partial(_extraction, plan, model))
         if "logprobs" not in model.capabilities:
-            skipped["probabilistic"] = skipped["membership"] = str(model.lacks("logprobs", "The probability of a passage"))
+            for section in ("classes", "probabilistic", "membership"):
+                skipped[section] = str(model.lacks("logprobs", "The probability of a passage"))
             continue
+        add("classes", "why it is remembered", model, read, partial(_classes, plan, model))
         add("probabilistic", "many tries", model, read, partial(_probabilistic, plan, model))
         if others:
             add("membership", "membership", model, 2 * read, partial(_membership, plan, model), held_out=fingerprint_samples(others))
@@ -89,6 +92,10 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
 
 def _extraction(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     return measure_extraction(model, plan.samples, plan.settings.contexts, reference=plan.references.get(model.name), progress=progress)
+
+
+def _classes(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
+    return measure_classes(model, plan.samples, plan.index, progress=progress)
 
 
 def _probabilistic(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:

@@ -2,7 +2,8 @@
 
 One call draws passages, runs every measurement that the doors allow, traces what leaks to its documents and writes the
 evaluation card `audit.json`, from which the report is rendered. What a door cannot do is a skipped section with its reason,
-never a silent gap. Systems: 011 (extraction), 029 (probabilistic extraction), the membership set, 001 (guard).
+never a silent gap. Systems: 011 (extraction), 003 (classes), 029 (probabilistic extraction), the
+membership set, 001 (guard).
 
 Everything is done in steps that stay on the disk (`palimpsest.evaluation.steps`): a killed audit goes on where it was.
 """

@@ -11,6 +11,7 @@ import polars as pl
 from palimpsest.audit.laws import rates, size_law
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, count_of, percent
+from palimpsest.evaluation.classes import classes
 from palimpsest.evaluation.guarding import guard
 from palimpsest.evaluation.leaking import leaks
 from palimpsest.evaluation.record import AuditRecord, planted, slug
@@ -26,6 +27,7 @@ def all_sections(record: AuditRecord) -> list[dict[str, Any]]:
     """Every section of the report, in order; what could not be measured is there with its reason."""
     makers: list[tuple[str, str, str, Callable[[AuditRecord], dict[str, Any]]]] = [
         ("extraction", "Word for word", "Shown the beginning of a passage, does the model write the rest?", extraction),
+        ("classes", "Why it is remembered", "Does what comes out stand in many places, follow a rule, or neither?", classes),
         ("probabilistic", "With many tries", "How often must one ask until a passage comes out?", probabilistic),
         ("leaks", "What leaks, and from where", "What does the model write, and which documents is it from?", leaks),
         ("membership", "Was it in the training data?", "Can one tell from the model's scores which texts it was trained on?", membership),

@@ -34,6 +34,7 @@ TONES = {"none": "good", "low": "warn", "moderate": "warn", "high": "bad"}
 REFERENCES = (
     ("Carlini et al., Quantifying Memorization Across Neural Language Models, ICLR 2023", "https://arxiv.org/abs/2202.07646"),
     ("Hayes et al., Measuring memorization through probabilistic discoverable extraction, 2024", "https://arxiv.org/abs/2410.19482"),
+    ("Prashanth et al., Recite, Reconstruct, Recollect: Memorization in LMs, ICLR 2025", "https://arxiv.org/abs/2406.17746"),
     ("Ippolito et al., Preventing Verbatim Memorization Gives a False Sense of Privacy, INLG 2023", "https://arxiv.org/abs/2210.17546"),
     ("Wei et al., Hubble: a Model Suite to Advance the Study of LLM Memorization, 2025", "https://arxiv.org/abs/2510.19811"),
 )

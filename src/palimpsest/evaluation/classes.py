@@ -1,0 +1,138 @@
+"""The section on why passages are remembered: recited, reconstructed or recollected (system 003), and what foretells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from palimpsest.audit.memorization_classes import CLASSES, measure_memorization_classes
+from palimpsest.audit.memorization_comparison import compare_predictors
+from palimpsest.audit.memorization_factors import LEAKING
+from palimpsest.audit.memorization_predictor import available
+from palimpsest.audit.samples import PrefixSuffix
+from palimpsest.corpus import CorpusIndex
+from palimpsest.evaluation import blocks
+from palimpsest.evaluation.blocks import Block, count_of, percent
+from palimpsest.evaluation.record import AuditRecord
+from palimpsest.measurement import Measurement
+from palimpsest.models import LanguageModel
+from palimpsest.models.base import Progress
+
+LEAST = 10  # memorized and other passages of a class, from which on its factors are looked at
+SHOWN = 3  # memorized passages of each class
+LONGEST = 160  # characters of a passage that a table shows
+WORDS = {
+    "recitation": "many copies in the corpus",
+    "reconstruction": "counts or repeats",
+    "recollection": "neither: few readings were enough",
+}
+FACTORS = {
+    "duplicates": "copies in the corpus",
+    "frequency_max": "frequency of its commonest token",
+    "frequency_mean": "mean frequency of its tokens",
+    "frequency_min": "frequency of its rarest token",
+    "frequency_median": "median frequency of its tokens",
+    "frequency_p25": "first quartile of the frequencies",
+    "frequency_p75": "third quartile of the frequencies",
+    "perplexity_prompt": "perplexity of the prompt",
+    "templates": "passages with nearly the same prompt",
+    "code_length": "code length of its characters",
+    "templating": "counts or repeats",
+}
+
+
+def measure_classes(model: LanguageModel, samples: Sequence[PrefixSuffix], index: CorpusIndex, *, progress: Progress) -> Measurement:
+    """`measure_memorization_classes` on the passages that may stand in the corpus, and in its summary what `predictability` says."""
+    planted = [sample for sample in samples if sample.meta.get("copies") != 0]
+    result = measure_memorization_classes(model, planted, index, progress=progress)
+    result.summary["prediction"] = predictability(result.table)
+    return result
+
+
+def predictability(table: pl.DataFrame) -> dict[str, Any]:
+    """What `compare_predictors` finds in the classes that have passages enough of both kinds, or `{"reason": …}`.
+
+    The perplexities of continuation and whole are left out: they nearly say whether a passage is memorized.
+    """
+    counts = table.group_by("class").agg(memorized=pl.col("memorized").sum(), others=(~pl.col("memorized")).sum())
+    kept = counts.filter((pl.col("memorized") >= LEAST) & (pl.col("others") >= LEAST))["class"].to_list()
+    if len(kept) < 2:
+        return {"reason": f"It takes two classes with {LEAST} passages that came out and {LEAST} that did not."}
+    frame = table.filter(pl.col("class").is_in(kept))
+    # a prompt of one token has no perplexity, and a text that a model holds for impossible an infinite one
+    names = tuple(name for name in available(frame, LEAKING) if frame[name].cast(pl.Float64).is_finite().fill_null(False).all())
+    compared = compare_predictors(frame, frame["memorized"], features=names, search=False)
+    return {"classes": [name for name in CLASSES if name in kept], **compared.summary}
+
+
+def classes(record: AuditRecord) -> dict[str, Any]:
+    """Memorization by class: table, examples, and what predicts it."""
+    best = record.result("classes", record.largest)
+    rows = []
+    for model in record.plan.models:
+        result = record.of("classes", model)
+        for row in result.summary["classes"] if result else []:
+            interval = [row["rate"], row["low"], row["high"]] if row["n"] else None
+            rows.append({"model": model.name, "class": row["class"], "meaning": WORDS[row["class"]], "n": row["n"], "rate": interval,
+                         "share": row["share_of_memorized"], "prompt": row["median_perplexity_prompt"],
+                         "rarest": row["median_frequency_min"]})  # fmt: skip
+    columns = [("model", "Model", "text"), ("class", "Class", "text"), ("meaning", "The passage", "text"), ("n", "Passages", "int"),
+               ("rate", "Written to the letter", "interval"), ("share", "Of all that came out", "percent"),
+               ("prompt", "Perplexity of the prompt", "float"), ("rarest", "Copies of its rarest token", "int")]  # fmt: skip
+    threshold = best.summary["dup_threshold"]
+    caption = (
+        f"Many copies: the suffix stands in the corpus at least {threshold} times, whatever surrounds it. Perplexity and rarest token are "
+        "medians of the class."
+    )
+    made: list[Block] = [blocks.table("classes-table", "By model and class", columns, rows, caption), *_examples(best)]
+    made += _predictors(best.summary["prediction"])
+    figures = {row["class"]: row for row in best.summary["classes"]}
+    hits = best.summary["overall"]["memorized"]
+    if hits == 0:
+        answer = f"{record.largest.name} wrote none of the passages to the letter: there is nothing to sort."
+    else:
+        shares = ", ".join(f"{percent(figures[name]['share_of_memorized'])} {word}" for name, word in zip(
+            CLASSES, ("stand in many places", "count or repeat", "were recollected from few readings"), strict=True))  # fmt: skip
+        recollected = figures["recollection"]
+        answer = (
+            f"Of the {hits:,} passages that {record.largest.name} wrote to the letter, {shares}. Of the passages with few copies and no "
+            f"rule it knows {count_of(recollected['memorized'], recollected['n'])}: leaks that deduplication does not explain."
+        )
+    return blocks.section("", "", "", answer, made)
+
+
+def _examples(result: Measurement) -> list[Block]:
+    """A few memorized passages of each class, the rarest first."""
+    ordered = result.table.filter(pl.col("memorized")).sort("duplicates", "sample")
+    rows = []
+    for name in CLASSES:
+        for row in ordered.filter(pl.col("class") == name).head(SHOWN).iter_rows(named=True):
+            text = row["text"] if len(row["text"]) <= LONGEST else row["text"][:LONGEST] + "…"
+            rows.append({"class": name, "duplicates": row["duplicates"], "prompt": row["perplexity_prompt"], "text": text})
+    if not rows:
+        return []
+    columns = [("class", "Class", "text"), ("duplicates", "Copies", "int"), ("prompt", "Perplexity of the prompt", "float"),
+               ("text", "Prompt and continuation", "text")]  # fmt: skip
+    return [blocks.table("classes-examples", "Passages that came out", columns, rows, "Of each class those with the fewest copies.")]
+
+
+def _predictors(prediction: dict[str, Any]) -> list[Block]:
+    """The coefficients of the class models and how well they predict; or why there are none."""
+    if "reason" in prediction:
+        return [blocks.text(f"What foretells that a passage is remembered was not fitted. {prediction['reason']}")]
+    rows = [
+        {**row, "factor": FACTORS.get(row["factor"], row["factor"])}
+        for row in prediction["coefficients"]
+        if row["coefficient"] is not None and row["factor"] != "intercept"
+    ]
+    columns = [("class", "Class", "text"), ("factor", "Factor", "text"), ("coefficient", "Coefficient", "float"),
+               ("z", "z", "float"), ("p", "p", "float")]  # fmt: skip
+    loss, ratio = prediction["log_loss"], prediction["likelihood_ratio"]
+    caption = (
+        "Logistic models, one a class, on factors in units of their deviation: what makes it likelier that a passage comes out. Held-out "
+        f"log-loss {loss['taxonomy']:.3f} nat, with one model for all {loss['baseline']:.3f}; that the classes are alike has p = "
+        f"{ratio['p']:.2g} (likelihood ratio, {ratio['degrees']} degrees of freedom)."
+    )
+    return [blocks.table("classes-factors", "What foretells it", columns, rows, caption)]
