@@ -46,6 +46,20 @@ def test_a_door_without_logprobs_gives_the_same_scores(tiny_model, narrow_door, 
         memorization_scores(narrow_door(tiny_model, {"logprobs"}), known_samples)
 
 
+def test_a_server_that_cuts_its_text_otherwise_is_right_where_the_text_is(tiny_model, narrow_door, tiny_tokenizer):
+    class Parrot(narrow_door):
+        def generate(self, prefixes, max_new_tokens, **_):
+            return [[np.array([tiny_tokenizer.encode(c)[0] for c in "the word"])] for _ in prefixes]  # a token a letter
+
+    ids = np.array([5, 6, *tiny_tokenizer.encode("the word")])
+    assert len(ids) - 2 < len("the word")
+    other = np.append(ids[:-1], tiny_tokenizer.encode("s")[0])  # the text of its suffix ends otherwise
+    samples = [PrefixSuffix(row, 2, len(row) - 2) for row in (ids, other)]
+    scores = memorization_scores(Parrot(tiny_model, {"text"}), samples).table["score"]
+    assert scores[0] == 1.0
+    assert scores[1] < 1.0
+
+
 def test_the_summary_counts_the_scores(scores):
     summary = scores.summary
     assert summary["memorized"]["count"] == (scores.table["score"] == 1).sum()
@@ -156,6 +170,7 @@ def test_a_target_that_memorized_nothing_has_no_recall_and_says_why():
         (lambda: forecast({"p": frame([1.0])}, frame([1.0]), threshold=0.0), "threshold 0"),
         (lambda: forecast({"p": frame([1.0])}, frame([1.0]), {"q": 1.0}), "q is no predictor"),
         (lambda: forecast({"p": frame([1.0])}, frame([1.0]), families={"r": "x"}), "r is no predictor"),
+        (lambda: forecast({"target": frame([1.0])}, frame([1.0])), "as the target is"),
         (lambda: forecast({"p": frame([1.5])}, frame([1.0])), r"leave \[0, 1\]"),
         (lambda: forecast({"p": frame([1.0, 1.0], index=[1, 1])}, frame([1.0])), "repeat an index"),
         (lambda: forecast({"p": frame([])}, frame([1.0])), "0 rows"),

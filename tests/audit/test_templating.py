@@ -79,6 +79,7 @@ def test_a_counter_counts_and_a_standing_one_does_not(by, first, rounds, word):
         ("1 2 3 4", 1),
         ("0x01 0x02 0x03 0x04", 1),
         ("0x0e, 0x0f, 0x10, 0x11,", 1),  # beside punctuation; only hexadecimal counting makes these consecutive
+        ("0x39 0x3a 0x3b 0x3c 0x", 1),  # cut inside the last literal
         ("0x01 0x02", None),  # two numbers make no progression
         ("5 4 3", -1),
         ("1 2 4", None),
@@ -103,6 +104,7 @@ def test_steps_of_known_texts(text, expected):
 
 def test_units_of_a_text():
     assert units("item 0x0A; a7\n\t12.5") == ["item", 10, ";", "a", 7, 12, ".", 5]
+    assert units("0X1F 0x") == [31, "0x"]
     assert units("x0x1 0x1g") == ["x", 0, "x", 1, 0, "x", 1, "g"]  # no literals
 
 

@@ -121,7 +121,7 @@ def measure_extraction(
         columns["matched"] = [leading(hits) for hits in scores.greedy_hits]
     if generated:
         outputs = _continuations(model, rows, starts, num_beams if decode == "beam" else 1, stage(len(rows)))
-        columns["matched"] = [_matched(model, out, row[c:]) for out, row, c in zip(outputs, rows, starts, strict=True)]
+        columns["matched"] = [matched_tokens(model, out, row[c:]) for out, row, c in zip(outputs, rows, starts, strict=True)]
     columns["extracted"] = [m == k for m, k in zip(columns["matched"], columns["suffix_len"], strict=True)]
     if reference is not None:
         scores = reference.score(rows, start=starts, progress=stage(len(rows)))
@@ -159,7 +159,7 @@ def leading(hits: np.ndarray) -> int:
     return len(hits) if hits.all() else int(np.argmin(hits))
 
 
-def _matched(model: LanguageModel, written: np.ndarray, suffix: np.ndarray) -> int:
+def matched_tokens(model: LanguageModel, written: np.ndarray, suffix: np.ndarray) -> int:
     """How many tokens of the suffix were written before the first error; all where the text is the same in other tokens."""
     common = min(len(written), len(suffix))
     right = leading(written[:common] == suffix[:common])

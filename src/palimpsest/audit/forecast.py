@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from palimpsest.audit.extraction import matched_tokens
 from palimpsest.audit.progress import stages
 from palimpsest.audit.samples import PrefixSuffix, require_samples
 from palimpsest.errors import InputError
@@ -91,7 +92,7 @@ def memorization_scores(
         stop = "weights" not in model.capabilities  # a server ends at EOS, whether one wants it or not
         chosen = [samples[i] for i in missed.tolist()]
         written = model.generate([sample.prefix for sample in chosen], m, stop_at_eos=stop, progress=stage(len(chosen)))
-        score[missed] = [_agreement(rows[0], sample.suffix) for rows, sample in zip(written, chosen, strict=True)]
+        score[missed] = [_agreement(model, rows[0], sample.suffix) for rows, sample in zip(written, chosen, strict=True)]
     if progress:
         progress(len(samples) * (1 + scored), len(samples) * (1 + scored))
     table = pl.DataFrame(
@@ -115,8 +116,13 @@ def memorization_scores(
     return Measurement("memorization-scores", table, score_summary(table, m), provenance)
 
 
-def _agreement(written: np.ndarray, suffix: np.ndarray) -> float:
-    """Share of the suffix's tokens that stand at their place; what was not written is wrong."""
+def _agreement(model: LanguageModel, written: np.ndarray, suffix: np.ndarray) -> float:
+    """Share of the suffix's tokens that stand at their place; what was not written is wrong.
+
+    A server's text is cut into tokens again, perhaps elsewhere: where the text is the suffix's, all of it is right.
+    """
+    if matched_tokens(model, written, suffix) == len(suffix):
+        return 1.0
     common = min(len(written), len(suffix))
     return float((written[:common] == suffix[:common]).sum() / len(suffix))
 
@@ -186,7 +192,7 @@ def forecast(
         the curves recall over compute (common) and the histogram of the scores.
 
     Raises:
-        InputError: no predictor, sequences that are not the same for all, a threshold outside (0, 1], or unknown names.
+        InputError: no predictor, sequences that are not the same for all, a threshold outside (0, 1], or unknown or equal names.
 
     Example:
         >>> scores = pl.DataFrame({"index": [0, 1, 2], "score": [1.0, 0.5, 1.0]})
@@ -195,6 +201,8 @@ def forecast(
     """
     if not predictors or not 0 < threshold <= 1:
         raise InputError(f"{len(predictors)} predictors and the threshold {threshold} forecast nothing.", "Give one at least, and (0, 1].")
+    if target_name in predictors:
+        raise InputError(f"A predictor is called {target_name!r}, as the target is.", "Give the target another target_name.")
     costs = dict(compute or {})
     unknown = (set(costs) | set(families or {})) - {*predictors, target_name}
     if unknown:

@@ -10,8 +10,8 @@ EleutherAI/semantic-memorization). Such text need not have been remembered to be
 
 Departures from the published code, each of which only ever looks wrong there: three units count when their second difference *is* 0
 (the code asks whether it is less than 1e-5, so that any slowing sequence passes); the moving class itself needs three numbers, and
-what another period has found is forgotten; a hexadecimal literal is recognised beside punctuation too. Letters do not count: the
-code's rule, and so "a1 b2 c3" follows none.
+what another period has found is forgotten; a hexadecimal literal is recognised beside punctuation too, and one that was cut to "0x" is a
+single unit. Letters do not count: the code's rule, and so "a1 b2 c3" follows none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_UNIT = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9A-Fa-f]+(?![0-9A-Za-z])|[0-9]+|[^\s0-9]+")
+_UNIT = re.compile(r"(?<![0-9A-Za-z])0[xX][0-9A-Fa-f]*(?![0-9A-Za-z])|[0-9]+|[^\s0-9]+")
 _DIGITS = 4000  # Python refuses to read longer numbers; no rule is seen in one
 
 
@@ -47,9 +47,11 @@ def units(text: str) -> list[str | int]:
 
 
 def _unit(word: str) -> str | int:
-    if word[0].isascii() and word[0].isdigit() and len(word) <= _DIGITS:
-        return int(word, 16 if word[1:2] in ("x", "X") else 10)
-    return word
+    if not (word[0].isascii() and word[0].isdigit()) or len(word) > _DIGITS:
+        return word
+    if word[1:2] in ("x", "X"):
+        return int(word, 16) if len(word) > 2 else word
+    return int(word)
 
 
 def step(text: str) -> int | None:

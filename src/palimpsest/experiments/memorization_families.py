@@ -27,6 +27,7 @@ from palimpsest.files import cache_dir, sha256_json
 from palimpsest.tokenizer import Tokenizer
 
 FAMILIES = {"recite": "recitation", "reconstruct": "reconstruction", "recollect": "recollection"}
+_CHUNK = 1024  # paragraphs encoded at once
 PAIRED = 2 / 3  # of the recited texts share their prompt with another
 
 
@@ -35,13 +36,13 @@ class FamilySizes:
     """How many texts of each family, and how long they are.
 
     Attributes:
-        recite: texts at each of the two levels of copies.
+        recite: texts at each of the two levels of copies (60 in all).
         copies: the two levels.
         reconstruct, recollect: texts.
         prefix_len, suffix_len: tokens of prompt and continuation.
     """
 
-    recite: int = 60
+    recite: int = 30
     copies: tuple[int, int] = (8, 16)
     reconstruct: int = 300
     recollect: int = 600
@@ -111,16 +112,21 @@ def draw_families(tokenizer: Tokenizer, sizes: FamilySizes, seed: int) -> Famili
 
 
 def _openings(tokenizer: Tokenizer, n: int, length: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """`n` openings of paragraphs of the novels, no two with the same beginning or end."""
-    found: dict[bytes, np.ndarray] = {}
-    for ids in tokenizer.encode_batch(base_text().train):
-        if len(ids) >= length:
+    """`n` openings of paragraphs of the novels in random order, no two with the same first or second half."""
+    paragraphs = base_text().train
+    order = rng.permutation(len(paragraphs))
+    found: list[np.ndarray] = []
+    seen: set[bytes] = set()
+    for begin in range(0, len(order), _CHUNK):
+        for ids in tokenizer.encode_batch([paragraphs[i] for i in order[begin : begin + _CHUNK]]):
             row = np.array(ids[:length], dtype=np.int64)
-            found.setdefault(row[: length // 2].tobytes(), row)
-    distinct = list({row[length // 2 :].tobytes(): row for row in found.values()}.values())
-    if n > len(distinct):
-        raise InputError(f"{n} paragraphs of {length} tokens were asked for, the novels have {len(distinct)}.", "Ask for fewer.")
-    return [distinct[i] for i in rng.permutation(len(distinct))[:n]]
+            halves = {b"first" + row[: length // 2].tobytes(), b"second" + row[length // 2 :].tobytes()}
+            if len(row) == length and seen.isdisjoint(halves):
+                seen |= halves
+                found.append(row)
+        if len(found) >= n:
+            return found[:n]
+    raise InputError(f"{n} paragraphs of {length} tokens were asked for, the novels have {len(found)}.", "Ask for fewer.")
 
 
 _WORDS = ("row", "page", "book", "room", "day", "man", "door", "line", "house", "part")
@@ -128,13 +134,13 @@ _PHRASES = ("the sea and", "to and fro", "so he said", "day by day", "over and o
 
 
 def _templated(tokenizer: Tokenizer, n: int, length: int, seed: int) -> list[np.ndarray]:
-    """`n` different texts that follow a rule, cut to `length` tokens."""
+    """`n` texts that follow a rule, cut to `length` tokens, no two with the same second half."""
     rng = random.Random(f"templated {seed}")
     found: dict[bytes, np.ndarray] = {}
     while len(found) < n:
         ids = tokenizer.encode(rng.choice((_counter, _counter, _hexadecimal, _two_numbers, _phrase))(rng, length))
         row = np.array(ids[:length], dtype=np.int64)
-        found.setdefault(row.tobytes(), row)
+        found.setdefault(row[length // 2 :].tobytes(), row)
     return list(found.values())
 
 
