@@ -119,6 +119,11 @@ def test_a_factor_that_does_not_vary_in_a_class_has_no_coefficient(opposite):
     assert rows["recollection", "duplicates"]["p"] is None
     assert rows["recitation", "duplicates"]["coefficient"] is not None
     assert rows["recitation", "templating"]["coefficient"] is None
+    many = frame["duplicates"].to_numpy() >= 6
+    deviation = standard(frame, "duplicates")[many].std()
+    recited = rows["recitation", "duplicates"]
+    assert recited["standardised"] == pytest.approx(recited["coefficient"] * deviation)
+    assert rows["recitation", "intercept"]["standardised"] is rows["recollection", "duplicates"]["standardised"] is None
 
 
 def test_logarithms_of_the_duplicates_are_another_model(opposite):

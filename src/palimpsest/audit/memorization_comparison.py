@@ -266,7 +266,9 @@ def compare_predictors(
     partitions: dict[str, Partition] = {"baseline": homogeneous, "taxonomy": taxonomy}
     tried = None
     if search:
-        partitions["searched"], tried = search_partition(frame[train], labels[train], features=features, seed=seed)
+        used = features or available(frame)  # what the models may not see, the partition may not either
+        cut = [name for name in SEARCHED if name in used]
+        partitions["searched"], tried = search_partition(frame[train], labels[train], factors=cut, features=features, seed=seed)
     rows: list[dict[str, Any]] = []
     losses: dict[str, float] = {}
     coefficients: list[dict[str, Any]] = []

@@ -45,14 +45,15 @@ def available(frame: pl.DataFrame, without: Sequence[str] = ()) -> tuple[str, ..
 
 @dataclass(frozen=True)
 class _ClassModel:
-    """The logistic model of one class: w (k,), b, the rows and memorized rows it was fitted on, and the Wald figures."""
+    """The logistic model of one class: w (k,), b, the rows and memorized rows it was fitted on, the Wald errors (k + 1,), the intercept's
+    first, and the deviation of every scaled factor in the class (k,)."""
 
     coefficients: np.ndarray
     intercept: float
     n: int
     memorized: int
     errors: np.ndarray
-    varies: np.ndarray
+    deviation: np.ndarray
 
     @property
     def shift(self) -> float:
@@ -130,20 +131,23 @@ class TaxonomyPredictor:
         return special.expit(logits)
 
     def coefficients(self) -> pl.DataFrame:
-        """Coefficients in units of a factor's deviation, with Wald tests; a factor that does not vary in a class has none (null).
+        """Coefficients in units of a factor's deviation over all passages, with Wald tests; none where a factor does not vary.
 
         Returns:
-            One row per class and factor, and one for the intercept: class, factor, coefficient, error, z, p.
+            One row per class and factor, and one for the intercept: class, factor, coefficient, error, z, p, and standardised (the
+            coefficient in units of the factor's deviation *in the class*: what the factor does to the passages that there are).
         """
         rows = []
         for name, model in self.models.items():
+            factors = ("intercept", *self.names)
             values = [model.intercept, *model.coefficients]
-            for factor, value, error, varies in zip(("intercept", *self.names), values, model.errors, (True, *model.varies), strict=True):
-                known = varies and error > 0
-                z = value / error if known else None
+            for factor, value, error, deviation in zip(factors, values, model.errors, (1.0, *model.deviation), strict=True):
+                varies = deviation > 0
+                z = float(value / error) if varies and error > 0 else None
                 p = float(2 * stats.norm.sf(abs(z))) if z is not None else None
-                rows.append((name, factor, float(value) if varies else None, float(error) if known else None, z, p))
-        schema = {"class": pl.String, "factor": pl.String} | dict.fromkeys(("coefficient", "error", "z", "p"), pl.Float64)
+                shown = (float(value), float(error), z, p) if varies else (None, None, None, None)
+                rows.append((name, factor, *shown, float(value * deviation) if varies and factor != "intercept" else None))
+        schema = {"class": pl.String, "factor": pl.String} | dict.fromkeys(("coefficient", "error", "z", "p", "standardised"), pl.Float64)
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     def _raw(self, frame: pl.DataFrame) -> np.ndarray:
@@ -190,4 +194,5 @@ def _fit_class(z: np.ndarray, labels: np.ndarray, C: float, name: str) -> _Class
     bread = np.linalg.pinv(design.T @ (design * (weights * p * (1 - p))[:, None]) + ridge)
     score = design * (weights * (labels - p))[:, None]
     variances = np.diag(bread @ (score.T @ score) @ bread)
-    return _ClassModel(model.coef_[0], float(model.intercept_[0]), n, memorized, np.sqrt(np.maximum(variances, 0.0)), np.ptp(z, axis=0) > 0)
+    deviation = np.where(np.ptp(z, axis=0) > 0, z.std(axis=0), 0.0)
+    return _ClassModel(model.coef_[0], float(model.intercept_[0]), n, memorized, np.sqrt(np.maximum(variances, 0.0)), deviation)

@@ -6,8 +6,12 @@ half a million parameters reads every text as often as it has copies, for severa
 * the classes that detector and index give agree with what each text was made as;
 * the predictor with one model a class has less log-loss on held-out passages than one model for all, over five splits;
 * the likelihood-ratio test rejects that the classes are alike;
-* the coefficient of the duplicates, in deviations of the factor, is greatest among the recited;
+* the coefficient of the duplicates, per deviation of the duplicates in the class, is greatest among the recited;
 * shuffled labels give no gain.
+
+What is counted as a duplicate is the whole sequence: a text that repeats itself holds its own suffix at several places, which would make
+ten of the templated texts recited. Epochs, learning rate and thresholds were fixed on seed 100 before any other seed was run: after 8
+epochs none of the texts that stand once is memorized, after 12 a fifth, after 20 (there with twice the recited texts) all of them.
 
 The factors are those of the paper without the perplexities of continuation and whole sequence, which nearly say whether a passage is
 memorized; the same figures with them are reported beside, and so is the partition found by search.
@@ -37,7 +41,7 @@ STATEMENT = (
     "Sorting memorized sequences into recited, reconstructed and recollected ones predicts memorization better than one homogeneous model "
     "does."
 )
-EPOCHS, LR, BATCH = 8, 1.2e-3, 16
+EPOCHS, LR, BATCH = 12, 1.2e-3, 16
 SPLITS = 5
 SIZES = {"cpu": FamilySizes(), "smoke": FamilySizes(recite=6, reconstruct=24, recollect=30)}
 
@@ -63,16 +67,14 @@ def run(scale: str, seed: int) -> Claim:
     warmup = 100 if scale == "cpu" else 5
     config = CanaryConfig(sizes=(size,), n_sequences=len(rows), seq_len=rows.shape[1], batch_size=BATCH, lr=LR, warmup=warmup, seed=seed)
     model = train_checkpoints(config, rows, tokenizer, size)[1.0]
-    measured = measure_memorization_classes(model, families.samples, families.index())
+    measured = measure_memorization_classes(model, families.samples, families.index(), window="sequence")
     table = measured.table
     made = np.array([FAMILIES[sample.meta["domain"]] for sample in families.samples])
     copies = np.array([sample.meta["copies"] for sample in families.samples])
     agreement = float((table["class"].to_numpy() == made).mean())
-    # a text that repeats itself may hold its own suffix at several places
-    off = (table["duplicates"].to_numpy() != copies) & ~table["repeating"].to_numpy()
+    off = int((table["duplicates"].to_numpy() != copies).sum())
     checks = [
-        Check("passages that do not repeat and that the index counts otherwise than they were planted", int(off.sum()), "==", 0,
-              unit="passages"),
+        Check("passages that the index counts otherwise than they were planted", off, "==", 0, unit="passages"),
         Check("share of passages whose class is what they were made as", agreement, ">=", 0.95, unit="share"),
     ]  # fmt: skip
     compared = compare(table, seed)
@@ -115,9 +117,9 @@ def gain(losses: list[dict[str, float]]) -> float:
 
 
 def duplicates_coefficients(coefficients: pl.DataFrame) -> dict[str, float]:
-    """Size of the coefficient of the duplicates in every class; 0 where they do not vary."""
+    """Size of the coefficient of the duplicates in every class, per deviation of the duplicates there; 0 where they do not vary."""
     rows = coefficients.filter(pl.col("factor") == "duplicates")
-    return {name: abs(value or 0.0) for name, value in rows.select("class", "coefficient").iter_rows()}
+    return {name: abs(value or 0.0) for name, value in rows.select("class", "standardised").iter_rows()}
 
 
 def claimed_checks(compared: dict[str, Any]) -> list[Check]:
