@@ -91,7 +91,7 @@ def test_passages_are_sorted_by_why_they_are_remembered(card, passages, small_in
     assert "Of the 6 passages" in part["answer"]
     examples = next(block for block in part["blocks"] if block.get("id") == "classes-examples")
     assert {row["duplicates"] for row in examples["rows"]} == {1}
-    assert "takes two classes" in next(block for block in part["blocks"] if block["type"] == "text")["paragraphs"][0]
+    assert "takes a class" in next(block for block in part["blocks"] if block["type"] == "text")["paragraphs"][0]
 
 
 def test_factors_foretell_where_classes_have_passages_of_both_kinds():
@@ -121,8 +121,11 @@ def test_factors_foretell_where_classes_have_passages_of_both_kinds():
     assert {row["factor"] for row in shown["rows"]} >= {"perplexity of the prompt", "copies in the corpus"}
     infinite = table.with_columns(code_length=pl.when(pl.int_range(pl.len()) == 3).then(np.inf).otherwise("code_length"))
     assert "code_length" not in predictability(infinite)["features"]
-    few = table.filter((pl.col("class") == "recitation") | ~pl.col("memorized"))
-    assert "two classes" in predictability(few)["reason"]
+    alone = predictability(table.filter((pl.col("class") == "recitation") | ~pl.col("memorized")))
+    assert (alone["classes"], "log_loss" in alone) == (["recitation"], False)
+    assert "Log-loss" in shown["caption"]
+    assert "Log-loss" not in _predictors(alone)[0]["caption"]
+    assert "takes a class" in predictability(table.filter(~pl.col("memorized")))["reason"]
 
 
 def test_under_guard_nothing_comes_out_to_the_letter(card, folder):

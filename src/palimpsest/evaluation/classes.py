@@ -10,7 +10,7 @@ import polars as pl
 from palimpsest.audit.memorization_classes import CLASSES, measure_memorization_classes
 from palimpsest.audit.memorization_comparison import compare_predictors
 from palimpsest.audit.memorization_factors import LEAKING
-from palimpsest.audit.memorization_predictor import available
+from palimpsest.audit.memorization_predictor import TaxonomyPredictor, available
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex
 from palimpsest.evaluation import blocks
@@ -52,19 +52,30 @@ def measure_classes(model: LanguageModel, samples: Sequence[PrefixSuffix], index
 
 
 def predictability(table: pl.DataFrame) -> dict[str, Any]:
-    """What `compare_predictors` finds in the classes that have passages enough of both kinds, or `{"reason": …}`.
+    """Which factors foretell memorization, in the classes that have passages enough of both kinds; or `{"reason": …}`.
 
     The perplexities of continuation and whole are left out: they nearly say whether a passage is memorized.
+
+    Returns:
+        The classes, features and coefficients of a `TaxonomyPredictor` on all their passages; with two classes and more also the
+        held-out log_loss and the likelihood_ratio of `compare_predictors`.
     """
     counts = table.group_by("class").agg(memorized=pl.col("memorized").sum(), others=(~pl.col("memorized")).sum())
     kept = counts.filter((pl.col("memorized") >= LEAST) & (pl.col("others") >= LEAST))["class"].to_list()
-    if len(kept) < 2:
-        return {"reason": f"It takes two classes with {LEAST} passages that came out and {LEAST} that did not."}
+    if not kept:
+        return {"reason": f"It takes a class with {LEAST} passages that came out and {LEAST} that did not."}
     frame = table.filter(pl.col("class").is_in(kept))
     # a prompt of one token has no perplexity, and a text that a model holds for impossible an infinite one
     names = tuple(name for name in available(frame, LEAKING) if frame[name].cast(pl.Float64).is_finite().fill_null(False).all())
-    compared = compare_predictors(frame, frame["memorized"], features=names, search=False)
-    return {"classes": [name for name in CLASSES if name in kept], **compared.summary}
+    found = {
+        "classes": [name for name in CLASSES if name in kept],
+        "features": list(names),
+        "coefficients": TaxonomyPredictor(features=names).fit(frame, frame["memorized"]).coefficients().to_dicts(),
+    }
+    if len(kept) > 1:
+        compared = compare_predictors(frame, frame["memorized"], features=names, search=False).summary
+        found |= {name: compared[name] for name in ("log_loss", "likelihood_ratio", "train", "test")}
+    return found
 
 
 def classes(record: AuditRecord) -> dict[str, Any]:
@@ -129,10 +140,14 @@ def _predictors(prediction: dict[str, Any]) -> list[Block]:
     ]
     columns = [("class", "Class", "text"), ("factor", "Factor", "text"), ("coefficient", "Coefficient", "float"),
                ("z", "z", "float"), ("p", "p", "float")]  # fmt: skip
-    loss, ratio = prediction["log_loss"], prediction["likelihood_ratio"]
     caption = (
-        "Logistic models, one a class, on factors in units of their deviation: what makes it likelier that a passage comes out. Held-out "
-        f"log-loss {loss['taxonomy']:.3f} nat, with one model for all {loss['baseline']:.3f}; that the classes are alike has p = "
-        f"{ratio['p']:.2g} (likelihood ratio, {ratio['degrees']} degrees of freedom)."
+        "Logistic models, one a class, on factors in units of their deviation over all passages: a positive coefficient makes it likelier "
+        f"that a passage comes out. A class needs {LEAST} passages that did and {LEAST} that did not."
     )
+    if "log_loss" in prediction:
+        loss, ratio = prediction["log_loss"], prediction["likelihood_ratio"]
+        caption += (
+            f" Log-loss on held-out passages {loss['taxonomy']:.3f} nat, with one model for all {loss['baseline']:.3f}; that the classes "
+            f"are alike has p = {ratio['p']:.2g} (likelihood ratio, {ratio['degrees']} degrees of freedom)."
+        )
     return [blocks.table("classes-factors", "What foretells it", columns, rows, caption)]

@@ -30,7 +30,7 @@ from palimpsest.audit.forecast import forecast, memorization_scores, recommend, 
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.errors import InputError
 from palimpsest.experiments import extraction_laws
-from palimpsest.experiments.canaries import CanaryConfig, build_model, train_suite
+from palimpsest.experiments.canaries import build_model, train_suite
 from palimpsest.experiments.checkpoints import seen_by, train_checkpoints
 from palimpsest.experiments.claim import Check, Claim
 from palimpsest.experiments.lab_data import stream
@@ -67,8 +67,8 @@ def run(scale: str, seed: int) -> Claim:
     whole = suite.cards[f"perturbed-{smaller[0]}"]["tokens_seen"]
     samples = suite.samples(PREFIX, SUFFIX)
     # all sizes read the same tokens, so a checkpoint has cost as much as a smaller model when its share is the ratio of parameters
-    target_size = _parameters(config, largest)
-    equal = {size: model.parameters / target_size for size, model in small.items()}
+    parameters = {size: sum(p.numel() for p in build_model(config, size).parameters()) for size in config.sizes}
+    equal = {size: parameters[size] / parameters[largest] for size in smaller}
     moments = train_checkpoints(config, data.rows["perturbed"], data.tokenizer, largest, (*SHARES, *equal.values(), 1.0))
     target = moments.pop(1.0)
 
@@ -79,8 +79,8 @@ def run(scale: str, seed: int) -> Claim:
     scores = {name: memorization_scores(model, samples, seen=read[name]) for name, model in models.items()}
     truth = memorization_scores(target, samples)
     families = dict.fromkeys(smaller, "smaller models") | {model.name: "checkpoints" for model in moments.values()}
-    compute = {name: training_compute(models[name].parameters, tokens[name]) for name in models}
-    compute["target"] = training_compute(target_size, whole)
+    compute = {name: training_compute(parameters.get(name, parameters[largest]), tokens[name]) for name in models}
+    compute["target"] = training_compute(parameters[largest], whole)
     result = forecast(scores, truth, compute, families=families)
 
     off = _disagreements(target, samples, truth)
@@ -94,10 +94,6 @@ def run(scale: str, seed: int) -> Claim:
     checks += claimed if scale == "cpu" else [replace(check, threshold=None) for check in claimed]
     rows = result.table.filter(pl.col("scope") != "seen").to_dicts()
     return Claim("forecast-memorization", STATEMENT, checks, rows, seed, scale, _notes(result, truth), list(result.curves.values()))
-
-
-def _parameters(config: CanaryConfig, size: str) -> int:
-    return sum(parameter.numel() for parameter in build_model(config, size).parameters())
 
 
 def _read(samples: list[PrefixSuffix], copies: dict[str, int]) -> list[bool]:
