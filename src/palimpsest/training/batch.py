@@ -4,6 +4,7 @@ A `PackedBatch` carries its own targets: `labels[b, t]` is the id that must foll
 asked. Where `segment_ids` are given, a label never crosses from one segment (document) into the next, padding (segment 0) is
 never a target, and positions restart in every segment. `RowBatches` cuts a matrix of equally long rows into batches, in the
 given order or shuffled anew each epoch; batch k is a pure function of k, which is what makes training resumable to the bit.
+Other batches (pairs of a source and a target) and other sources of them need only be a `Batch` and a `BatchSource`.
 """
 
 from __future__ import annotations
@@ -107,13 +108,25 @@ class PackedBatch:
         return replace(self, **moved, segment_ids=None if self.segment_ids is None else self.segment_ids.to(device))
 
 
+class Batch(Protocol):
+    """What the training loop asks of a batch: how much of it counts, and to be moved. What is in it, the loss knows."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def n_target_tokens(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Batch: ...
+
+
 class BatchSource(Protocol):
     """What the training loop asks of its data: batch k of an endless sequence, the same at every call."""
 
     @property
     def fingerprint(self) -> str: ...
 
-    def __getitem__(self, k: int) -> PackedBatch: ...
+    def __getitem__(self, k: int) -> Batch: ...
 
 
 @dataclass(frozen=True)

@@ -129,10 +129,10 @@ class Callback:
     def before_step(self, trainer: Trainer) -> None:
         """Before the micro-batches of a step."""
 
-    def before_batch(self, trainer: Trainer, batch: PackedBatch) -> None:
+    def before_batch(self, trainer: Trainer, batch: Any) -> None:
         """Before the forward pass of a micro-batch."""
 
-    def after_batch(self, trainer: Trainer, batch: PackedBatch, loss_sum: torch.Tensor) -> None:
+    def after_batch(self, trainer: Trainer, batch: Any, loss_sum: torch.Tensor) -> None:
         """After the backward pass of a micro-batch; `loss_sum` is the detached sum of its token losses."""
 
     def after_backward(self, trainer: Trainer) -> None:
@@ -178,12 +178,12 @@ class Trainer:
     """Trains a model on batches.
 
     Args:
-        model: a causal language model (see `causal_lm_loss`), trained in place.
+        model: what `loss` can call, such as a causal language model; trained in place.
         config: how.
         callbacks: hooks, called in this order.
         out: a folder for checkpoints and `metrics.jsonl`, one subfolder a task; a `fit` whose folder holds a checkpoint of the
             same configuration and data goes on from it. None writes nothing.
-        loss: sum of the token losses of a batch.
+        loss: sum of the token losses of a batch of the kind that the data give; by default those of a causal language model.
         optimizer_factory: makes the optimizer of a task; its learning rate is set before every step.
         progress: called with (steps done, steps in all) after every step.
 
@@ -202,7 +202,7 @@ class Trainer:
     config: TrainConfig
     callbacks: Sequence[Callback] = ()
     out: Path | None = None
-    loss: Callable[[torch.nn.Module, PackedBatch], torch.Tensor] = causal_lm_loss
+    loss: Callable[[torch.nn.Module, Any], torch.Tensor] = causal_lm_loss
     optimizer_factory: Callable[[torch.nn.Module, TrainConfig], torch.optim.Optimizer] = adamw
     progress: Callable[[int, int], None] | None = None
     step: int = field(default=0, init=False)
