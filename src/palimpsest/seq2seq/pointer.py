@@ -177,10 +177,9 @@ class CopySeq2Seq(nn.Module):
         self, inputs: torch.Tensor, state: tuple[torch.Tensor, ...], source: Source
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """All words of `inputs` (batch, time) one after the other: readouts, log a and [s; c], each (batch, time, …)."""
-        embedded = self.drop(self.embed(inputs))
         steps = []
-        for t in range(inputs.shape[1]):
-            *step, state = self._step(embedded[:, t], state, source)
+        for embedded in self.drop(self.embed(inputs)).unbind(1):
+            *step, state = self._step(embedded, state, source)
             steps.append(step)
         read, attention, both = (torch.stack(part, 1) for part in zip(*steps, strict=True))
         return read, attention, both
