@@ -29,11 +29,11 @@ def test_wiki_split_is_only_reported(monkeypatch, tmp_path):
     folder = tmp_path / "wiki-split"
     folder.mkdir()
     for name in ("tune.tsv", "test.tsv"):
-        (folder / name).write_text("a b , c d .\ta b . <::::> c d .\n" * 4, encoding="utf-8")
+        (folder / name).write_text("a b , c d .\ta b . <::::> c d .\n" * 4 + "a a a a a a a a a\ta\n", encoding="utf-8")
     monkeypatch.setenv("PALIMPSEST_DATA", str(tmp_path))
-    config = split_rephrase.Config(d=8, batch_size=2, wiki_pairs=3, wiki_epochs=1, wiki_asked=2)
+    config = split_rephrase.Config(d=8, batch_size=2, wiki_longest=8, wiki_epochs=1, wiki_asked=9)
     rows = split_rephrase.wiki_split(config, 0)
-    assert [(row["split"], row["model"], row["n"]) for row in rows] == [("WikiSplit", name, 2) for name in ("source copy", "plain", "copy")]
+    assert [(row["split"], row["model"], row["n"]) for row in rows] == [("WikiSplit", name, 4) for name in ("source copy", "plain", "copy")]
     checks = split_rephrase._claimed(outcome() + rows, {"random": [0.9], "leak-free": [0.0]})
     assert all(check.threshold is None for check in checks if "WikiSplit" in check.what)
 
