@@ -143,12 +143,14 @@ class CopySeq2Seq(nn.Module):
         training = self.training
         self.eval()
         texts = []
-        for start in range(0, len(sources), batch_size):
-            some = sources[start : start + batch_size]
-            found = self._search(PairBatch.of(self.vocab, some), beam, max_len, power)
-            unknown = [self.vocab.encode_source(text)[2] for text in some]
-            texts += [self.vocab.decode(one.ids, words) for one, words in zip(found, unknown, strict=True)]
-        self.train(training)
+        try:
+            for start in range(0, len(sources), batch_size):
+                some = sources[start : start + batch_size]
+                found = self._search(PairBatch.of(self.vocab, some), beam, max_len, power)
+                unknown = [self.vocab.encode_source(text)[2] for text in some]
+                texts += [self.vocab.decode(one.ids, words) for one, words in zip(found, unknown, strict=True)]
+        finally:
+            self.train(training)
         return texts
 
     # --- parts ------------------------------------------------------------------------------------------------------------------

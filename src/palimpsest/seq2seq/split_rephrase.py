@@ -38,6 +38,7 @@ from palimpsest.corpus.facts import Fact
 from palimpsest.corpus.factworld import FactWorld
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.measurement import Measurement
+from palimpsest.stats import bootstrap_interval
 
 SEPARATOR = "<::::>"
 RELATIONS = (
@@ -160,9 +161,9 @@ def measure_rewriting(
 
     Returns:
         A `Measurement`. Table: index, bleu (0 to 100), sentences, tokens, entities, hallucinated (null where not looked for).
-        Summary: "bleu", "low", "high" (of a bootstrap over complex sentences), "sentences" a complex one, "tokens" a sentence (None
-        where there is none), "entities", "hallucinated" and "hallucination" (the share of the entities in outputs that their sources
-        have not; None where there are none).
+        Summary: "bleu", "low", "high" (of a bootstrap over complex sentences; None where there is one), "sentences" a complex one,
+        "tokens" a sentence (None where there is none), "entities", "hallucinated" and "hallucination" (the share of the entities in
+        outputs that their sources have not; None where there are none).
 
     Raises:
         InputError: no example, or not one output each.
@@ -186,14 +187,12 @@ def measure_rewriting(
         )
     whole = ("index", "sentences", "tokens", "entities", "hallucinated")
     table = pl.DataFrame(rows, schema={name: pl.Int64 if name in whole else pl.Float64 for name in rows[0]})
-    scores = table["bleu"].to_numpy()
-    draws = np.random.default_rng(0).integers(scores.size, size=(2000, scores.size))
-    low, high = np.quantile(scores[draws].mean(axis=1), (0.025, 0.975)).tolist()
+    interval = bootstrap_interval(table["bleu"].to_numpy()) if len(rows) > 1 else None
     sentences, entities = int(table["sentences"].sum()), int(table["entities"].sum())
     summary = {
-        "bleu": float(scores.mean()),
-        "low": low,
-        "high": high,
+        "bleu": float(table["bleu"].to_numpy().mean()),
+        "low": interval and interval.low,
+        "high": interval and interval.high,
         "sentences": sentences / len(examples),
         "tokens": int(table["tokens"].sum()) / sentences if sentences else None,
         "entities": None if entity_words is None else entities,
