@@ -111,7 +111,7 @@ class BlockSort:
     ) -> None:
         self._tokens, self._dtype, self._length, self._top = tokens, dtype, length, top
         self._borders = [length * block // blocks for block in range(blocks + 1)]
-        self._folder, self._journal, self._shard = folder, journal, shard
+        self._folder, self._journal = folder, journal
         self._stage = {"stage": "block", "shard": shard, "blocks": blocks}
 
     def sort_blocks(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -127,7 +127,7 @@ class BlockSort:
     def merged(self) -> Iterator[np.ndarray]:
         """The suffix array, u32, in pieces."""
         sizes = np.diff(self._borders)
-        strip = max(1 << 10, (_MERGED // sizes.size))
+        strip = max(1 << 10, _MERGED // sizes.size)
         orders, gaps = np.empty((sizes.size, strip), np.uint32), np.empty((sizes.size, strip), np.uint32)
         at, held, left = np.zeros_like(sizes), np.zeros_like(sizes), sizes.copy()
         begins = np.array(self._borders[:-1])
@@ -250,11 +250,8 @@ class BlockSort:
                 count_into_gaps(strips, greater, filled, ranks, tables, last, first_rank, gaps, out)
                 at -= filled
                 for w, start in enumerate(at.tolist()):
-                    stream.seek(start - self._begin_of(block))
+                    stream.seek(start - self._borders[block])
                     stream.write(out[w, : filled[w]].data)
-
-    def _begin_of(self, block: int) -> int:
-        return self._borders[block]
 
     def _text(self, start: int, end: int) -> np.ndarray:
         return np.fromfile(self._tokens, self._dtype, end - start, offset=start * self._dtype.itemsize)
