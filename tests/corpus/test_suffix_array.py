@@ -103,6 +103,9 @@ def test_the_choice_of_a_builder() -> None:
     assert choose_builder("auto", 1 << 30, 50_000) == "sais"  # 2³¹ bytes no longer fit
     assert choose_builder("auto", 1 << 30, 200) == "divsufsort"
     assert choose_builder("sais", 10, 5) == "sais"
+    assert choose_builder("external", 1 << 30, 50_000) == "external"
+    with pytest.raises(InputError, match="'external' sorts nothing in memory"):
+        suffix_array(np.zeros(3, np.uint8), 0, "external")
     with pytest.raises(InputError, match="quick"):
         choose_builder("quick", 10, 5)
     with pytest.raises(InputError, match="shards"):

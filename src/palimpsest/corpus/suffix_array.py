@@ -63,11 +63,16 @@ def suffix_array(tokens: np.ndarray, top: int, builder: str) -> np.ndarray:
     Returns:
         u32 (length,): start positions of the suffixes in ascending order.
 
+    Raises:
+        InputError: another builder.
+
     Example:
         >>> import numpy as np
         >>> suffix_array(np.array([1, 0, 1, 0], np.uint8), 1, "sais")
         array([3, 1, 2, 0], dtype=uint32)
     """
+    if builder not in ("divsufsort", "sais"):
+        raise InputError(f"The builder {builder!r} sorts nothing in memory.", "Choose divsufsort or sais.")
     if tokens.size == 0:
         return np.empty(0, np.uint32)
     return _divsufsort(tokens, top) if builder == "divsufsort" else _sais_tokens(tokens, top)
