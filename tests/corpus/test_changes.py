@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,7 @@ def test_who_reads_while_it_changes_finds_the_old_or_the_new(tmp_path: Path):
             else:
                 index = index.compact(index.path)
             states.append((index.n_documents, index.n_tokens, index.count([1, 2])))
+            time.sleep(0.02)  # for the reader, which is alone on no machine
         (tmp_path / "stop").touch()
         out, errors = reader.communicate()
     assert reader.returncode == 0, errors
