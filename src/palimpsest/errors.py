@@ -87,3 +87,7 @@ class StorageError(PalimpsestError, OSError):
 
 class MissingDependencyError(PalimpsestError, ImportError):
     """An optional package is not installed."""
+
+
+class ClusterError(PalimpsestError, RuntimeError):
+    """A Ray cluster that cannot be reached, or that lost a piece of work for good."""

@@ -18,6 +18,7 @@ from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Passage, as_text, open_index, read_queries
 from palimpsest.cli.options import Json, OwnModel, OwnTokenizer
+from palimpsest.cluster import notices_aside
 from palimpsest.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def build(
     model: OwnModel = None,
     shards: Annotated[int, typer.Option(help="Parts that are sorted on their own.")] = 1,
     memory: Annotated[str | None, typer.Option(help="What the build may take, such as 2GB; by default half of what is free.")] = None,
+    engine: Annotated[str, typer.Option(help="Where the work is done: local, or ray (a cluster whose machines all see OUT).")] = "local",
     as_json: Json = False,
 ) -> None:
     """Index CORPUS; an interrupted build continues when the same command is run again."""
@@ -48,9 +50,9 @@ def build(
     tokenized = (corpus / "tokenized.0").is_file()
     documents = InfiniGramFolder(corpus) if tokenized else corpus
     chosen = None if tokenized and tokenizer is None and model is None else choose_tokenizer(tokenizer, model)
-    with progress_bar() as progress:
+    with notices_aside(), progress_bar() as progress:
         before = resident_memory()
-        index = CorpusIndex.build(documents, chosen, out, shards=shards, memory=memory, progress=progress)
+        index = CorpusIndex.build(documents, chosen, out, shards=shards, memory=memory, progress=progress, engine=engine)
     after = resident_memory()
     used = {"peak_memory": after[1], "build_memory": after[1] - before[0]} if before and after else {}
     show_info(index, as_json=as_json, more=used | {"memory_bound": index.manifest.get("memory")})

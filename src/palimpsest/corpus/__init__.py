@@ -12,7 +12,8 @@ from palimpsest.corpus.infgram import NextTokenDist
 from palimpsest.corpus.infini_layout import InfiniGramFolder
 from palimpsest.corpus.near import NearMatch, NearMatches
 from palimpsest.corpus.near_duplicates import NearDuplicates
-from palimpsest.corpus.shard import Hit, Positions, SaRange
+from palimpsest.corpus.occurrences import Positions, SaRange
+from palimpsest.corpus.shard import Hit
 from palimpsest.corpus.splits import Split, given_split, leak_free_split, leakage_report
 from palimpsest.corpus.trace import Span
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from palimpsest.cluster import require_engine
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.documents import Docs, as_documents
 from palimpsest.corpus.external import BlockSort, block_space
@@ -27,7 +28,7 @@ from palimpsest.corpus.staging import Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
 from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
-from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError
+from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError, StorageError
 from palimpsest.files import require_space, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
@@ -45,8 +46,10 @@ def build_index(
     memory: int | str | None = None,
     progress: Progress,
     resume: bool,
+    engine: str = "local",
 ) -> None:
     """Builds the index at `out`; parameters and errors as in `CorpusIndex.build`."""
+    require_engine(engine)
     bound = parse_memory(memory)
     if shards < 1:
         raise InputError(f"An index of {shards} shards cannot be built.", "Give at least 1.")
@@ -67,7 +70,7 @@ def build_index(
             return
         folder = work / "index"
         folder.mkdir(exist_ok=True)
-        state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress, bound)
+        state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress, bound, engine)
         known = journal.entry("plan")
         if known != plan:
             if known:
@@ -82,8 +85,14 @@ def build_index(
         if any(journal.entry("shard", shard) is None for shard in range(shards)):
             split_shards(work, folder, journal, DTYPES[staged], DTYPES[name], shards)
         waiting = [shard for shard in range(shards) if journal.entry("sort", shard) is None]
-        plans = [_plan(journal, shard, builder, state["top"], DTYPES[name], bound) for shard in range(shards)]
-        sorting = _sort_here(folder, journal, waiting, DTYPES[name], state["top"], plans, bound, progress)
+        if engine == "ray":
+            from palimpsest.corpus.ray_build import sort_on_cluster
+
+            choices = [choose_builder(builder, journal.require("shard", shard)["length"], state["top"]) for shard in range(shards)]
+            sorting = sort_on_cluster(folder, journal, waiting, DTYPES[name], state["top"], choices)
+        else:
+            plans = [_plan(journal, shard, builder, state["top"], DTYPES[name], bound) for shard in range(shards)]
+            sorting = _sort_here(folder, journal, waiting, DTYPES[name], state["top"], plans, bound, progress)
         for done, _ in enumerate(sorting, start=1 + shards - len(waiting)):
             progress("sort", done, shards)
         if tokenizer:
@@ -156,6 +165,8 @@ def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int
     sa = suffix_array(tokens, top, builder)
     tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
     firsts, starts = branches(tokens, sa, 0, sa.size, 0)
+    if not target.is_dir():  # of a run on a cluster that was over before this attempt: nothing may appear in its place
+        raise StorageError(f"The folder {target} is gone.", "The build has gone on without this attempt: nothing is lost.")
     write_pieces(target / f"sa.{shard}", [sa.astype("<u4", copy=False)])
     write_pieces(target / f"buckets.{shard}", [firsts.astype("<i8"), starts.astype("<i8")])
     return _sorted(target, shard, builder, 0, firsts.size)

@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from palimpsest.cluster import require_engine
 from palimpsest.corpus import manifest as layout
-from palimpsest.corpus import search
+from palimpsest.corpus import shard_answers
 from palimpsest.corpus.build import build_index
 from palimpsest.corpus.changes import append_documents, compact_index, delete_documents
+from palimpsest.corpus.cluster_shards import ClusterShards
 from palimpsest.corpus.documents import Docs
 from palimpsest.corpus.duplicates import Duplicates, repeated_passages
 from palimpsest.corpus.infgram import NextTokenQueries
@@ -28,7 +30,9 @@ from palimpsest.corpus.infini_layout import export_folder
 from palimpsest.corpus.near import NearMatches, near_matches
 from palimpsest.corpus.near_duplicates import NearDuplicates, near_duplicate_documents
 from palimpsest.corpus.near_rows import near_positions
-from palimpsest.corpus.shard import Hit, Positions, SaRange, Shard, hits, locate, open_shards
+from palimpsest.corpus.occurrences import Positions, SaRange, hits, locate
+from palimpsest.corpus.search import ANYWHERE
+from palimpsest.corpus.shard import Hit, Shards, open_shards
 from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, as_contexts, as_query, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
@@ -63,7 +67,9 @@ class CorpusIndex(NextTokenQueries):
         (array([1, 4]), array([1, 1]))
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], mode: Literal["mmap", "ram"]) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], mode: Literal["mmap", "ram"], shards: Shards | ClusterShards | None = None
+    ) -> None:
         dtype = DTYPES[manifest["token_dtype"]]
         self.path = path.absolute()
         self.manifest = manifest
@@ -73,8 +79,8 @@ class CorpusIndex(NextTokenQueries):
         self.tokenizer_fingerprint: str | None = manifest["tokenizer"]["fingerprint"] if manifest["tokenizer"] else None
         self._mode = mode
         self._separator = separator(dtype)
-        self._shards = open_shards(path, manifest["shards"], dtype, mode)
-        self._first_document = np.array([shard.first_document for shard in self._shards])
+        self._shards = open_shards(path, manifest["shards"], dtype, mode) if shards is None else shards
+        self._first_document = np.cumsum([0] + [card["documents"] for card in manifest["shards"]])[:-1]
 
     @classmethod
     def build(
@@ -89,6 +95,7 @@ class CorpusIndex(NextTokenQueries):
         memory: int | str | None = None,
         progress: Progress | None = None,
         resume: bool = True,
+        engine: str = "local",
     ) -> CorpusIndex:
         """Builds the index of a corpus and opens it.
 
@@ -109,11 +116,14 @@ class CorpusIndex(NextTokenQueries):
             progress: called as `progress(stage, done, total)` with "documents" (total None), "sort" (shards), and, for a
                 shard s in blocks, "sort shard s, block".
             resume: False discards what an interrupted build left and builds again what is already there.
+            engine: "local", or "ray" to tokenize text and sort shards as tasks of a Ray cluster whose machines all see `out`; the
+                bytes are the same. Each task has a shard in memory, and asks Ray for it; `memory` is then for this process alone.
 
         Raises:
             CorpusError: no documents, no tokens, or documents that cannot be read.
             InputError: ids outside the type, text without a tokenizer, more shards than documents, or too little memory.
             StorageError: no space, no permission, or `out` is something else than an index.
+            MissingDependencyError, ClusterError: engine "ray" without ray, without a cluster, or with one that lost work for good.
         """
         out = Path(out)
         build_index(
@@ -126,12 +136,19 @@ class CorpusIndex(NextTokenQueries):
             memory=memory,
             progress=progress or _quiet,
             resume=resume,
+            engine=engine,
         )
         return cls.open(out)
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], mode: Literal["mmap", "ram"] = "mmap", verify: bool | Literal["auto"] = "auto"
+        cls,
+        path: str | os.PathLike[str],
+        mode: Literal["mmap", "ram"] = "mmap",
+        verify: bool | Literal["auto"] = "auto",
+        *,
+        engine: str = "local",
+        actors: int | None = None,
     ) -> CorpusIndex:
         """Opens an index.
 
@@ -142,12 +159,18 @@ class CorpusIndex(NextTokenQueries):
             mode: "mmap" maps the files; "ram" reads them whole.
             verify: "auto" hashes the files unless they were found whole before and have not been touched since, True hashes them
                 in any case, False checks only the manifest and the sizes (always checked).
+            engine: "local", or "ray" to open the shards in actors of a Ray cluster whose machines all see `path` (see
+                `ClusterShards`). All queries then answer as they do locally, except `near`; what goes over all tokens or changes the
+                index (duplicates, export, delete, append, compact) is for the local engine.
+            actors: of engine "ray": so many groups of shards; by default one for every core of the cluster.
 
         Raises:
             CorpusError: there is no index.
             IndexVersionError: it was written in another format version.
             IndexCorruptError: a file is missing or damaged.
+            MissingDependencyError, ClusterError: engine "ray" without ray or without a cluster.
         """
+        require_engine(engine)
         if mode not in ("mmap", "ram"):
             raise InputError(f"The mode {mode!r} is unknown.", "Choose mmap or ram.")
         path = Path(path)
@@ -159,7 +182,7 @@ class CorpusIndex(NextTokenQueries):
                     layout.verify_files(path, manifest)
                 elif verify == "auto":
                     layout.verify_if_changed(path, manifest)
-                index = cls(path, manifest, mode)
+                index = cls(path, manifest, mode, ClusterShards(path, manifest, mode, actors) if engine == "ray" else None)
             except (PalimpsestError, OSError, ValueError):
                 exchanged = before is None and is_being_exchanged(path)
                 if attempt == _ATTEMPTS - 1 or (layout.manifest_bytes(path) == before and not exchanged):
@@ -176,7 +199,7 @@ class CorpusIndex(NextTokenQueries):
         Raises:
             StorageError: `out` is there already, or cannot be written.
         """
-        export_folder(self._shards, DTYPES[self.manifest["token_dtype"]], Path(out))
+        export_folder(self._here("export"), DTYPES[self.manifest["token_dtype"]], Path(out))
 
     def verify(self) -> None:
         """Hashes all files again; raises `IndexCorruptError` naming the one that is damaged."""
@@ -195,7 +218,7 @@ class CorpusIndex(NextTokenQueries):
             >>> index.count([1, 2]), left.count([1, 2]), left.n_documents, left.documents([2, 2])[0].index
             (2, 1, 2, 1)
         """
-        delete_documents(self, self._shards, documents)
+        delete_documents(self, self._here("delete"), documents)
         return type(self).open(self.path, self._mode)
 
     def append(self, docs: Docs, *, progress: Progress | None = None) -> CorpusIndex:
@@ -207,11 +230,13 @@ class CorpusIndex(NextTokenQueries):
             >>> index.append([[2, 1, 2]]).count([1, 2])
             2
         """
+        self._here("append")
         append_documents(self, docs, progress or _quiet)
         return type(self).open(self.path, self._mode)
 
     def compact(self, out: str | os.PathLike[str], *, shards: int = 1, progress: Progress | None = None) -> CorpusIndex:
         """The same index built anew at `out`, which may be its own folder: without what deleted documents left, in `shards` parts."""
+        self._here("compact")
         compact_index(self, Path(out), shards, progress or _quiet)
         return type(self).open(out, self._mode)
 
@@ -225,7 +250,8 @@ class CorpusIndex(NextTokenQueries):
         return Tokenizer.from_file(self.path / "tokenizer.json", **special)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CorpusIndex, (self.path, self.manifest, self._mode)  # another process maps the same files; nothing is copied
+        # Another process maps the same files, or asks the same actors; nothing is copied.
+        return CorpusIndex, (self.path, self.manifest, self._mode, None if isinstance(self._shards, Shards) else self._shards)
 
     def __repr__(self) -> str:
         return f"CorpusIndex({str(self.path)!r}, n_tokens={self.n_tokens:,}, n_documents={self.n_documents:,}, shards={len(self._shards)})"
@@ -255,18 +281,15 @@ class CorpusIndex(NextTokenQueries):
             offsets = np.zeros(len(rows) + 1, np.int64)
             np.cumsum([row.size for row in rows], out=offsets[1:])
             flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        out = np.zeros(offsets.size - 1, np.int64)
-        if out.size == 0:
-            return out
+        if offsets.size == 1:
+            return np.empty(0, np.int64)
         if flat.size == 0:
             raise InputError("A query has no ids.", "Give at least one.")
         require_ids(flat, self._separator)
         # Queries that begin alike search the same stretch of the suffix array: one after the other, they find it in the cache.
         second = np.minimum(offsets[:-1] + 1, flat.size - 1)
         order = np.argsort(flat[offsets[:-1]] << 32 | flat[second])
-        for shard in self._shards:
-            search.in_threads(search.count_rows, (*shard.arrays, flat, offsets, order, out), out.size)
-        return out
+        return self._shards.merged(np.add, shard_answers.counts, flat, offsets, order)
 
     def find(self, ids: Sequence[int] | np.ndarray) -> list[SaRange]:
         """The occurrences of `ids` (m >= 1) as ranges of the suffix arrays, one for every shard, empty ones included."""
@@ -302,13 +325,13 @@ class CorpusIndex(NextTokenQueries):
 
     def document_ids(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The token ids int64 of document `index`, or those from `start` to `stop` of them."""
-        shard, local = self._locate_document(index)
-        return shard.document_ids(local, start, stop)
+        number, local = self._locate_document(index)
+        return self._shards.at(number, shard_answers.document_ids, local, start, stop)
 
     def document(self, index: int) -> tuple[str, dict[str, Any]]:
         """Name and metadata of document `index`."""
-        shard, local = self._locate_document(index)
-        return shard.document(local)
+        number, local = self._locate_document(index)
+        return self._shards.at(number, shard_answers.document, local)
 
     def longest_match(self, ids: Sequence[int] | np.ndarray, start: int = 0) -> tuple[int, list[SaRange]]:
         """The longest passage of the corpus that `ids` has from `start` on.
@@ -320,7 +343,7 @@ class CorpusIndex(NextTokenQueries):
         if not 0 <= start < query.size:
             raise InputError(f"The start {start} lies outside {query.size} ids.", "Give a position within them.")
         require_ids(query, self._separator)
-        length = max(search.longest_match(*shard.arrays, query, search.ANYWHERE, start) for shard in self._shards)
+        length = max(self._shards.each(shard_answers.longest_match, query, start))
         empty = [SaRange(number, 0, 0) for number in range(len(self._shards))]
         return length, self.find(query[start : start + length]) if length else empty
 
@@ -332,10 +355,7 @@ class CorpusIndex(NextTokenQueries):
         """
         query = as_query(ids)
         require_ids(query, self._separator)
-        out = np.zeros(query.size, np.int32)
-        for shard in self._shards:
-            search.in_threads(search.match_rows, (*shard.arrays, query, search.ANYWHERE, out), query.size)
-        return out
+        return self._shards.merged(np.maximum, shard_answers.matches, query, ANYWHERE)
 
     def trace(
         self,
@@ -364,7 +384,7 @@ class CorpusIndex(NextTokenQueries):
             >>> [(match.distance, match.hit.index, match.hit.match.tolist()) for match in index.near([1, 2, 3, 4], 1).matches]
             [(0, 0, [1, 2, 3, 4]), (1, 1, [1, 2, 4])]
         """
-        return near_matches(self, self._shards, self._separator, as_query(ids), max_edits, limit, context, max_seeds)
+        return near_matches(self, self._here("near"), self._separator, as_query(ids), max_edits, limit, context, max_seeds)
 
     def next_tokens_near(self, contexts: np.ndarray, max_edits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which tokens follow the passages that at most `max_edits` token edits turn into each of many contexts.
@@ -390,7 +410,7 @@ class CorpusIndex(NextTokenQueries):
             >>> index.next_tokens_near(np.array([[1, 2, 9, 4]]), 1)[1]
             array([7, 8])
         """
-        rows, _, following = near_positions(self._shards, self._separator, as_contexts(contexts), max_edits)
+        rows, _, following = near_positions(self._here("next_tokens_near"), self._separator, as_contexts(contexts), max_edits)
         owners, ids = rows[following >= 0], following[following >= 0]
         keys, counts = np.unique(owners << 32 | ids, return_counts=True)
         return np.searchsorted(keys, np.arange(len(contexts) + 1) << 32), keys & 0xFFFFFFFF, counts
@@ -414,7 +434,7 @@ class CorpusIndex(NextTokenQueries):
             >>> index.nearest_distance(np.array([[1, 2, 3], [1, 3, 4], [5, 4, 3]]), 1)
             array([0, 1, 2])
         """
-        rows, distances, _ = near_positions(self._shards, self._separator, as_contexts(queries), max_edits)
+        rows, distances, _ = near_positions(self._here("nearest_distance"), self._separator, as_contexts(queries), max_edits)
         least = np.full(len(queries), max_edits + 1)
         np.minimum.at(least, rows, distances)
         return least
@@ -437,7 +457,7 @@ class CorpusIndex(NextTokenQueries):
             >>> found.ranges.tolist(), found.dropped
             ([[1, 1, 5]], 4)
         """
-        return repeated_passages(self._shards, self._separator, min_len, self.n_tokens)
+        return repeated_passages(self._here("duplicates"), self._separator, min_len, self.n_tokens)
 
     def near_duplicates(self, threshold: float = 0.8, *, shingle: int = 5, permutations: int = 128, seed: int = 0) -> NearDuplicates:
         """The documents whose sets of 5-grams have at least this Jaccard similarity, in clusters; see `near_duplicates`.
@@ -451,18 +471,26 @@ class CorpusIndex(NextTokenQueries):
             >>> found.clusters, found.similarity.round(3).tolist()
             ([array([0, 2])], [0.973])
         """
-        return near_duplicate_documents(self._shards, threshold, shingle, permutations, seed)
+        return near_duplicate_documents(self._here("near_duplicates"), threshold, shingle, permutations, seed)
 
     @cached_property
     def longest_document(self) -> int:
         """Tokens of the longest document."""
-        return max(int((shard.after - shard.docs).max(initial=1)) - 1 for shard in self._shards)  # a separator stands between
+        return max(self._shards.each(shard_answers.longest_document))
 
-    def _locate_document(self, index: int) -> tuple[Shard, int]:
+    def _here(self, what: str) -> Shards:
+        """The shards of an index that is open in this process, which `what` needs."""
+        if not isinstance(self._shards, Shards):
+            raise InputError(
+                f"{what} is not for an index that is open on a cluster.", f"Open it here: CorpusIndex.open({str(self.path)!r})."
+            )
+        return self._shards
+
+    def _locate_document(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.n_documents:
             raise InputError(f"There is no document {index}.", f"The index has the documents 0 to {self.n_documents - 1}.")
         number = int(np.searchsorted(self._first_document, index, side="right")) - 1
-        return self._shards[number], index - int(self._first_document[number])
+        return number, index - int(self._first_document[number])
 
 
 def _quiet(stage: str, done: int, total: int | None) -> None:

@@ -19,12 +19,14 @@ from functools import cached_property
 
 import numpy as np
 
-from palimpsest.corpus import continuations, search
-from palimpsest.corpus.shard import Shard
+from palimpsest.corpus import continuations, shard_answers
+from palimpsest.corpus.cluster_shards import ClusterShards
+from palimpsest.corpus.shard import Shards
+from palimpsest.corpus.shard_answers import Stretch
 from palimpsest.corpus.tokens import as_contexts, as_query, foreign_id, require_ids
 from palimpsest.errors import InputError
 
-_Stretches = list[tuple[int, int]]  # of the suffix array, one for every shard
+_Stretches = list[Stretch]  # one for every shard
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,13 @@ class NextTokenQueries:
 
     n_tokens: int
     n_documents: int
-    _shards: list[Shard]
+    _shards: Shards | ClusterShards
     _separator: int
 
     @cached_property
     def unigrams(self) -> tuple[np.ndarray, np.ndarray]:
         """All tokens of the corpus int64 (k,), ascending, and their counts int64 (k,)."""
-        parts = [(firsts[:-1], np.diff(starts)[:-1]) for _, _, firsts, starts in (shard.arrays for shard in self._shards)]
-        ids, counts = _sum_over_shards(parts)
+        ids, counts = self._shards.merged(_sum, shard_answers.unigrams)
         for array in (ids, counts):
             array.flags.writeable = False  # every caller gets the same arrays
         return ids, counts
@@ -94,12 +95,7 @@ class NextTokenQueries:
         Returns:
             offsets int64 (rows + 1,) and ids int64: ids[offsets[i]:offsets[i + 1]] follow contexts[i], ascending.
         """
-        contexts = as_contexts(contexts)
-        offsets, ids = continuations.next_tokens_batch(*self._shards[0].arrays, contexts, self._separator)
-        for shard in self._shards[1:]:
-            more = continuations.next_tokens_batch(*shard.arrays, contexts, self._separator)
-            offsets, ids = continuations.merge_rows(offsets, ids, *more)
-        return offsets, ids
+        return self._shards.merged(_merge_rows, shard_answers.next_tokens_batch, as_contexts(contexts), self._separator)
 
     def ntd(self, prompt: Sequence[int] | np.ndarray, max_support: int | None = None, seed: int = 0) -> NextTokenDist:
         """The distribution of the token after the whole `prompt`.
@@ -170,12 +166,8 @@ class NextTokenQueries:
         if not 0 <= token < self._separator:
             raise foreign_id(token, self._separator)
         suffix_len, stretches = self._longest_suffix(_as_prompt(prompt), min_count)
-        count = total = 0
-        for shard, (lo, hi) in zip(self._shards, stretches, strict=True):
-            first, last, followed = continuations.narrow(*shard.arrays[:2], lo, hi, suffix_len, int(token), self._separator)
-            count += last - first
-            total += followed
-        return count, total, suffix_len
+        found = self._shards.each(shard_answers.narrowed, suffix_len, int(token), self._separator, own=stretches)
+        return sum(last - first for first, last, _ in found), sum(followed for _, _, followed in found), suffix_len
 
     def sequence_infgram(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`infgram_prob(ids[:t], ids[t])` for every position t of a text, in one pass.
@@ -195,22 +187,17 @@ class NextTokenQueries:
         """
         query = as_query(ids)
         require_ids(query, self._separator)
-        lengths = np.zeros(query.size, np.int32)
-        for shard in self._shards:
-            search.in_threads(search.match_rows, (*shard.arrays, query, self._separator, lengths), query.size)
+        lengths = self._shards.merged(np.maximum, shard_answers.matches, query, self._separator)
         positions = np.arange(query.size)
         begins = np.searchsorted(positions + lengths, positions)
-        counts, totals = np.zeros(query.size, np.int64), np.zeros(query.size, np.int64)
-        for shard in self._shards:
-            arguments = (*shard.arrays, query, begins, self._separator, counts, totals)
-            search.in_threads(continuations.next_rows, arguments, query.size)
+        counts, totals = self._shards.merged(np.add, shard_answers.next_rows, query, begins, self._separator)
         return counts, totals, positions - begins
 
     def _find(self, query: np.ndarray) -> _Stretches:
         """The stretch of every shard whose suffixes begin with `query` (m >= 0)."""
         if query.size == 0:
-            return [(0, shard.arrays[1].size) for shard in self._shards]
-        stretches = [search.find(*shard.arrays, query, self._separator) for shard in self._shards]
+            return self._shards.each(shard_answers.everything)
+        stretches = self._shards.each(shard_answers.stretch, query, self._separator)
         if stretches[0][0] < 0:
             raise foreign_id(query[stretches[0][1]], self._separator)
         return stretches
@@ -218,14 +205,14 @@ class NextTokenQueries:
     def _longest_suffix(self, prompt: np.ndarray, min_count: int) -> tuple[int, _Stretches]:
         """n* and the stretches of that suffix. Counts add over the shards, and so does whether it goes on."""
         _require_positive("min_count", min_count)
-        found = [continuations.longest_suffix(*shard.arrays, prompt, min_count, self._separator) for shard in self._shards]
+        found = self._shards.each(shard_answers.longest_suffix, prompt, min_count, self._separator)
         if found[0][0] < 0:
             raise foreign_id(prompt[found[0][1]], self._separator)
         if len(found) == 1:
             return found[0][0], [found[0][1:]]
         longest = max(n for n, _, _ in found)
         if min_count > 1:  # a longer suffix may reach it over several shards, but none is longer than what one of them continues
-            limit = max(continuations.longest_suffix(*shard.arrays, prompt, 1, self._separator)[0] for shard in self._shards)
+            limit = max(n for n, _, _ in self._shards.each(shard_answers.longest_suffix, prompt, 1, self._separator))
             while longest < limit:
                 n = (longest + limit + 1) // 2
                 if sum(hi - lo for lo, hi in self._find(prompt[prompt.size - n :])) >= min_count:
@@ -240,20 +227,14 @@ class NextTokenQueries:
             _require_positive("max_support", max_support)
         if depth == 0:
             return NextTokenDist(*self.unigrams, self.n_tokens, 0, self.n_documents, False)
-        kept = [
-            continuations.followed(*shard.arrays[:2], lo, hi, depth, self._separator)
-            for shard, (lo, hi) in zip(self._shards, stretches, strict=True)
-        ]
+        kept = self._shards.each(shard_answers.followed, depth, self._separator, own=stretches)
         total = sum(hi - lo for lo, hi in kept)
         eod_count = sum(hi - lo for lo, hi in stretches) - total
         approx = max_support is not None and total > max_support
         if max_support is not None and approx:
             parts = _sample(self._shards, kept, depth, max_support, seed)
         else:
-            parts = []
-            for shard, (lo, hi) in zip(self._shards, kept, strict=True):
-                ids, borders = search.branches(*shard.arrays[:2], lo, hi, depth)
-                parts.append((ids, np.diff(borders)))
+            parts = self._shards.each(shard_answers.branches, depth, own=kept)
         return NextTokenDist(*_sum_over_shards(parts), total, depth, eod_count, approx)
 
 
@@ -270,7 +251,7 @@ def _require_positive(name: str, value: int) -> None:
         raise InputError(f"{name} is {value!r}.", "Give a whole number of at least 1.")
 
 
-def _sample(shards: list[Shard], stretches: _Stretches, depth: int, size: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _sample(shards: Shards | ClusterShards, stretches: _Stretches, depth: int, size: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """One suffix, drawn uniformly, from each of `size` equal parts of the stretches: its token at `depth`, counted as its whole part."""
     borders = np.cumsum([0] + [hi - lo for lo, hi in stretches])
     quotient, rest = divmod(int(borders[-1]), size)
@@ -278,12 +259,11 @@ def _sample(shards: list[Shard], stretches: _Stretches, depth: int, size: int, s
     ranks = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
     weights = np.diff(edges)
     cuts = np.searchsorted(ranks, borders)
-    parts = []
-    for shard, (lo, _), start, first, last in zip(shards, stretches, borders, cuts, cuts[1:], strict=False):
-        tokens, sa, _, _ = shard.arrays
-        ids, place = np.unique(tokens[sa[ranks[first:last] - start + lo].astype(np.int64) + depth], return_inverse=True)
-        parts.append((ids.astype(np.int64), np.bincount(place, weights[first:last], ids.size).astype(np.int64)))
-    return parts
+    chosen = [
+        (ranks[first:last] - start + lo, weights[first:last])
+        for (lo, _), start, first, last in zip(stretches, borders, cuts, cuts[1:], strict=False)
+    ]
+    return shards.each(shard_answers.weighted_tokens, depth, own=chosen)
 
 
 def _sum_over_shards(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -292,3 +272,11 @@ def _sum_over_shards(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
         return parts[0]
     ids, place = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
     return ids, np.bincount(place, np.concatenate([counts for _, counts in parts]), ids.size).astype(np.int64)
+
+
+def _sum(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return _sum_over_shards([one, other])
+
+
+def _merge_rows(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return continuations.merge_rows(*one, *other)

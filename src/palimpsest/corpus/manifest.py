@@ -68,13 +68,20 @@ def is_index(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index.
+    """The manifest of an index whose files are all there.
 
     Raises:
         CorpusError: there is no index.
         IndexVersionError: another format version.
         IndexCorruptError: the manifest is damaged, or a file is missing or of another size.
     """
+    manifest = load_manifest(folder)
+    require_files(folder, manifest["files"])
+    return manifest
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index, its files not looked at; raises as `read_manifest`."""
     path = folder / MANIFEST
     if not path.is_file():
         if is_index(folder):
@@ -96,14 +103,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not whole or named != FORMAT:
         raise IndexCorruptError(f"{path} is damaged: its checksum does not match.", _REBUILD)
-    for name, entry in manifest["files"].items():
+    return {**manifest, "checksum": checksum}
+
+
+def require_files(folder: Path, files: dict[str, Any]) -> None:
+    """Raises `IndexCorruptError` unless every one of `files`, as the manifest has them, is there with its size."""
+    for name, entry in files.items():
         try:
             size = (folder / name).stat().st_size
         except FileNotFoundError as error:
             raise IndexCorruptError(f"The file {folder / name} of the index is missing.", _REBUILD) from error
         if size != entry["bytes"]:
             raise IndexCorruptError(f"{folder / name} is damaged: it has {size} bytes instead of {entry['bytes']}.", _REBUILD)
-    return {**manifest, "checksum": checksum}
 
 
 def manifest_bytes(folder: Path) -> bytes | None:

@@ -1,50 +1,19 @@
-"""One shard of an open index, and the occurrences of a passage as positions and as documents."""
+"""The shards of an open index: their mapped files, and how all of them are asked the same question."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 PARTS = ("tokens", "docs", "meta", "metaoff", "sa", "buckets")  # the files of a shard
 CHANGED = ("sa", "buckets", "live")  # those that it has anew after documents were deleted
-_LOCATED = 10_000  # occurrences that are looked at to find distinct documents
-
-
-@dataclass(frozen=True)
-class SaRange:
-    """The suffixes lo, …, hi − 1 of a shard's suffix array."""
-
-    shard: int
-    lo: int
-    hi: int
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        return self.hi - self.lo
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where a passage stands.
-
-    Attributes:
-        shard, position: int64 (k,): shard and index into its tokens, ascending.
-        total: occurrences in all.
-        sampled: whether these are a uniform sample of them.
-    """
-
-    shard: np.ndarray
-    position: np.ndarray
-    total: int
-    sampled: bool
-
-    def __len__(self) -> int:
-        return self.position.size
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -139,41 +108,25 @@ def file_name(part: str, number: int, card: dict[str, Any]) -> str:
     return f"{part}.{number}.{card['generation']}" if changed else f"{part}.{number}"
 
 
-def open_shards(folder: Path, cards: list[dict[str, Any]], dtype: np.dtype, mode: str) -> list[Shard]:
-    """All shards of an index, in the order of the documents."""
-    shards: list[Shard] = []
-    first = 0
-    for number, card in enumerate(cards):
-        shards.append(Shard(folder, number, card, first, dtype, mode))
-        first += card["documents"]
-    return shards
+class Shards(list[Shard]):
+    """The shards of an index that is open in this process, in the order of the documents."""
+
+    def each(self, function: Callable[..., _T], *arguments: Any, own: Sequence[Any] | None = None) -> list[_T]:
+        """`function(shard, *arguments)` of every shard; with `own`, one value a shard, `function(shard, its own, *arguments)`."""
+        if own is None:
+            return [function(shard, *arguments) for shard in self]
+        return [function(shard, mine, *arguments) for shard, mine in zip(self, own, strict=True)]
+
+    def merged(self, merge: Callable[[_T, _T], _T], function: Callable[..., _T], *arguments: Any) -> _T:
+        """What `each` gives, made one from the left by `merge`."""
+        return reduce(merge, self.each(function, *arguments))
+
+    def at(self, number: int, function: Callable[..., _T], *arguments: Any) -> _T:
+        """`function(shard, *arguments)` of one shard."""
+        return function(self[number], *arguments)
 
 
-def locate(shards: list[Shard], ranges: list[SaRange], limit: int | None, seed: int | None) -> Positions:
-    """The positions of the suffixes in `ranges`, or a uniform sample of `limit` of them; see `CorpusIndex.locate`."""
-    borders = np.cumsum([0] + [r.count for r in ranges])
-    total = int(borders[-1])
-    sampled = limit is not None and total > limit
-    if sampled:
-        ranks = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False, shuffle=False))
-    else:
-        ranks = np.arange(total)
-    numbers, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for r, start, end in zip(ranges, borders[:-1], borders[1:], strict=True):
-        mine = ranks[np.searchsorted(ranks, start) : np.searchsorted(ranks, end)] - start + r.lo
-        numbers.append(np.full(mine.size, r.shard, np.int64))
-        positions.append(np.sort(shards[r.shard].arrays[1][mine].astype(np.int64)))
-    return Positions(np.concatenate(numbers), np.concatenate(positions), total, sampled)
-
-
-def hits(shards: list[Shard], ranges: list[SaRange], query: np.ndarray, limit: int, context: int) -> list[Hit]:
-    """One `Hit` for each of the first `limit` documents among the occurrences; see `CorpusIndex.documents`."""
-    found = locate(shards, ranges, _LOCATED, seed=0)
-    answer: list[Hit] = []
-    for number, shard in enumerate(shards):
-        positions = found.position[found.shard == number]
-        holders, firsts = np.unique(np.searchsorted(shard.docs, positions, side="right") - 1, return_index=True)
-        room = max(limit - len(answer), 0)
-        for local, position in zip(holders[:room].tolist(), positions[firsts[:room]].tolist(), strict=True):
-            answer.append(shard.hit(local, position - int(shard.docs[local]), query.size, context))
-    return answer
+def open_shards(folder: Path, cards: list[dict[str, Any]], dtype: np.dtype, mode: str, only: range | None = None) -> Shards:
+    """The shards of an index, all or only those of these numbers."""
+    firsts = np.cumsum([0] + [card["documents"] for card in cards]).tolist()
+    return Shards(Shard(folder, number, cards[number], firsts[number], dtype, mode) for number in only or range(len(cards)))

@@ -25,6 +25,8 @@ from palimpsest.errors import CorpusError, InputError
 from palimpsest.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int | None], None]
+Batch = tuple[list[Document], list[bytes], str]  # documents, their metadata as JSON lines, a digest of all
+Encoded = tuple[np.ndarray, np.ndarray, int]  # what `encode_documents` gives
 
 STAGED = ("tokens.staged", "lengths.staged", "meta.staged")
 _log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ def source_digest(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def batches(documents: Iterator[Document]) -> Iterator[tuple[list[Document], list[bytes], str]]:
+def batches(documents: Iterator[Document]) -> Iterator[Batch]:
     """Documents in batches that depend on nothing but the documents, with their metadata as JSON lines and a digest of all."""
     batch: list[Document] = []
     size = 0
@@ -58,7 +60,7 @@ def batches(documents: Iterator[Document]) -> Iterator[tuple[list[Document], lis
         yield _digest(batch)
 
 
-def _digest(batch: list[Document]) -> tuple[list[Document], list[bytes], str]:
+def _digest(batch: list[Document]) -> Batch:
     digest = hashlib.sha256()
     lines = []
     for doc in batch:
@@ -108,13 +110,15 @@ def stage(
     journal: Journal,
     progress: Progress,
     bound: int | None,
+    engine: str = "local",
 ) -> dict[str, Any]:
     """Tokenizes all documents into the staging files, continuing after the batches that are there; returns the last state."""
     done = _keep_whole(work, journal)
     state = _NOTHING
     replayed = 0
+    reading = _ahead(batches(documents), [batch["digest"] for batch in done], tokenizer, dtype, work, engine)
     anew = False
-    for batch, lines, digest in batches(documents):
+    for (batch, lines, digest), tokens in reading:
         if not anew and replayed < len(done) and done[replayed]["digest"] == digest:
             state = done[replayed]
             replayed += 1
@@ -123,10 +127,10 @@ def stage(
         if not anew:
             _cut(work, journal, replayed, len(done), state["sizes"])
             anew = True
-        state = _append(work, state, digest, lines, _encoded(batch, tokenizer, dtype, bound))
+        state = _append(work, state, digest, lines, iter((tokens,)) if tokens else _encoded(batch, tokenizer, dtype, bound))
         journal.append(state)
         progress("documents", state["documents"], None)
-        del batch, lines  # not kept while the next one is read
+        del batch, lines, tokens  # not kept while the next one is read
     if replayed < len(done) and not anew:
         _cut(work, journal, replayed, len(done), state["sizes"])
     for name, size in zip(STAGED, state["sizes"], strict=True):  # a kill may have left more than the journal knows of
@@ -139,11 +143,28 @@ def stage(
     return state
 
 
-def _encoded(
-    batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype, bound: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _ahead(
+    reading: Iterator[Batch], known: list[str], tokenizer: Tokenizer | None, dtype: np.dtype, work: Path, engine: str
+) -> Iterator[tuple[Batch, Encoded | None]]:
+    """Every batch, with its tokens where a cluster was given it to tokenize; ids are only copied, and no task is worth that."""
+    if engine == "ray" and tokenizer is not None:
+        from palimpsest.corpus.ray_build import encode_on_cluster
+
+        yield from encode_on_cluster(reading, known, tokenizer, dtype, work)
+        return
+    for batch in reading:
+        yield batch, None
+        del batch
+
+
+def is_long(batch: list[Document]) -> bool:
+    """Whether a batch is one document whose tokens are not to be held at once."""
+    return len(batch) == 1 and _weight(batch[0]) > _BATCH_SIZE
+
+
+def _encoded(batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype, bound: int | None) -> Iterator[Encoded]:
     """What `encode_documents` gives for a batch; for a long document in pieces, of which the last one has its length."""
-    if len(batch) > 1 or _weight(batch[0]) <= _BATCH_SIZE:
+    if not is_long(batch):
         yield encode_documents(batch, tokenizer, dtype, bound)
         return
     length = -1  # the separator

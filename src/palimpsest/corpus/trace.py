@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from palimpsest.corpus.shard import Hit, Shard, hits
+from palimpsest.corpus.cluster_shards import ClusterShards
+from palimpsest.corpus.occurrences import hits
+from palimpsest.corpus.shard import Hit, Shards
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class RankedDocument:
 
 def trace_spans(
     index: CorpusIndex,
-    shards: list[Shard],
+    shards: Shards | ClusterShards,
     ids: np.ndarray,
     min_len: int,
     max_docs: int,
