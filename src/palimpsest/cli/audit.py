@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from palimpsest.cluster import notices_aside, require_engine
 from palimpsest.errors import InputError
 
-ENGINES = ("local",)
 DEMONSTRATION = ("out", "seed", "engine", "as_json")  # the options that the demonstration knows
 
 
@@ -40,7 +40,7 @@ def audit(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer of an endpoint may take.")] = 60.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint that are under way at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
-    engine: Annotated[str, typer.Option(help="Where the work is done: local.")] = "local",
+    engine: Annotated[str, typer.Option(help="Where the work is done: local, or ray (a cluster; all machines see the files).")] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation card instead of a table.")] = False,
 ) -> None:
     """Audit a model for what it remembers of a corpus and write a report.
@@ -48,8 +48,7 @@ def audit(
     Without MODEL and CORPUS the embedded demonstration runs: six twin models whose training data is known to the last copy.
     A killed audit goes on where it was when the same command is run again.
     """
-    if engine not in ENGINES:
-        raise InputError(f"The engine {engine!r} is unknown.", f"Choose one of: {', '.join(ENGINES)}.")
+    require_engine(engine)
     if (model is None) != (corpus is None):
         raise InputError("A model was given without a corpus.", "Give both, or neither for the demonstration.")
     if model is None:
@@ -60,10 +59,12 @@ def audit(
                 f"The demonstration does not take {', '.join('--' + name.replace('_', '-') for name in sorted(unknown))}.",
                 "Give a model and a corpus, or leave it out.",
             )
+        if engine != "local":
+            raise InputError("The demonstration runs on one machine.", "Give a model and a corpus, or leave --engine out.")
     contexts = parse_contexts(context)
     began = time.perf_counter()
     console = Console(stderr=True)
-    with progress_bar(console) as bar:
+    with notices_aside(), progress_bar(console) as bar:
         task = bar.add_task("loading", total=None)
 
         def tell(label: str, done: float, total: float) -> None:
@@ -93,13 +94,22 @@ def audit(
             )
             door: dict[str, Any] = {"timeout": timeout, "concurrency": concurrency}
             given = [model, *(also or []), *([reference] if reference else [])]
-            loaded = [load_model(name, tokenizer=tokenizer, **door) for name in given]
+            door |= {"engine": engine, "share": 1 / len(given), "tokenizer": tokenizer}
+            loaded = [load_model(name, **door) for name in given]
             for one, label in zip(loaded, labels(given, [one.name for one in loaded]), strict=True):
                 one.name = label
             models = loaded[: 1 + len(also or [])]
             references = {models[0].name: loaded[-1]} if reference else {}
             card = run_audit(
-                models, corpus, out, references=references, held_out=held_out, unprotected=ordinary_text(), settings=settings, progress=tell
+                models,
+                corpus,
+                out,
+                references=references,
+                held_out=held_out,
+                unprotected=ordinary_text(),
+                settings=settings,
+                progress=tell,
+                engine=engine,
             )
         bar.update(task, description="rendering the report")
         from palimpsest.report import render

@@ -48,6 +48,7 @@ def run_audit(
     title: str | None = None,
     demonstration: bool = False,
     progress: JobProgress | None = None,
+    engine: str = "local",
 ) -> dict[str, Any]:
     """Audits models against a corpus and writes `out/audit.json` (`palimpsest.report.render` makes the page of it).
 
@@ -65,6 +66,7 @@ def run_audit(
         title: headline of the report.
         demonstration: marks the card of the embedded demonstration.
         progress: called with (what is being done, units done, units in all).
+        engine: where text is indexed, see `CorpusIndex.build`; models work where they were loaded.
 
     Returns:
         The evaluation card, as written to `audit.json`.
@@ -90,7 +92,7 @@ def run_audit(
             "Every audited model needs a name of its own: that of its folder, or what follows # in an endpoint's address.",
         )
     with claimed(out) as folder:
-        index = open_corpus(corpus, audited[0], folder / "index", progress)
+        index = open_corpus(corpus, audited[0], folder / "index", progress, engine)
         everyone = (*audited, *twins.values())
         for model in everyone:
             if index.tokenizer_fingerprint is not None:
@@ -165,7 +167,9 @@ def claim_folder(out: str | Path) -> Path:
     return folder
 
 
-def open_corpus(corpus: CorpusIndex | str | Path, model: LanguageModel, where: Path, progress: JobProgress | None) -> CorpusIndex:
+def open_corpus(
+    corpus: CorpusIndex | str | Path, model: LanguageModel, where: Path, progress: JobProgress | None, engine: str = "local"
+) -> CorpusIndex:
     """The index of a corpus: itself, the folder of one, or text that is indexed into `where`."""
     if isinstance(corpus, CorpusIndex):
         return corpus
@@ -175,7 +179,7 @@ def open_corpus(corpus: CorpusIndex | str | Path, model: LanguageModel, where: P
     if progress:
         progress("indexing the corpus", 0, 1)
     try:
-        return CorpusIndex.build(path, model.tokenizer, where)
+        return CorpusIndex.build(path, model.tokenizer, where, engine=engine)
     except CorpusError as error:
         if str(path) in error.problem:
             raise

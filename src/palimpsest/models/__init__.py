@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from palimpsest.models.load import load_model
     from palimpsest.models.memory_based import MemoryBasedLM
     from palimpsest.models.memory_door import MemoryModel
+    from palimpsest.models.ray_model import RayModel
     from palimpsest.models.registry import KNOWN, fetch
 
 # Public names and where they live; imported on first use: torch and transformers take seconds, and a list of models needs neither.
@@ -28,6 +29,7 @@ _PUBLIC = {
     "LanguageModel": "palimpsest.models.base",
     "MemoryBasedLM": "palimpsest.models.memory_based",
     "MemoryModel": "palimpsest.models.memory_door",
+    "RayModel": "palimpsest.models.ray_model",
     "Sampler": "palimpsest.models.base",
     "Scores": "palimpsest.models.base",
     "fetch": "palimpsest.models.registry",
@@ -42,6 +44,7 @@ __all__ = [
     "LanguageModel",
     "MemoryBasedLM",
     "MemoryModel",
+    "RayModel",
     "Sampler",
     "Scores",
     "fetch",

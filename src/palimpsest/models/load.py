@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from palimpsest.cluster import require_engine
 from palimpsest.errors import InputError, ModelNotFoundError
 from palimpsest.models.base import LanguageModel
 from palimpsest.models.endpoint import EndpointModel
@@ -43,6 +44,8 @@ def load_model(
     timeout: float = 60.0,
     concurrency: int = 4,
     progress: Callable[[str], None] | None = None,
+    engine: str = "local",
+    share: float = 1.0,
 ) -> LanguageModel:
     """Opens the door to a causal language model.
 
@@ -56,16 +59,23 @@ def load_model(
         bos: whether BOS stands before every sequence: "auto" (as the tokenizer does), "always" or "never".
         timeout, concurrency: of an endpoint: seconds that one answer may take, and requests under way at once.
         progress: called with a few words at every stage of fetching and converting.
+        engine, share: "ray" loads copies of the model into actors of a Ray cluster, see `RayModel`.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message lists the names that exist.
         InputError: a folder that holds no causal language model, or no tokenizer where one is needed.
         EndpointError: an endpoint that is down or refuses.
+        MissingDependencyError, ClusterError: engine "ray" without ray or without a cluster.
 
     Example:
         >>> model = load_model("smollm2-135m")                                    # doctest: +SKIP
         >>> model = load_model("http://localhost:8000/v1#my-model", tokenizer="tokenizer.json")   # doctest: +SKIP
     """
+    require_engine(engine)
+    if engine == "ray":
+        from palimpsest.models.ray_model import RayModel
+
+        return RayModel(spec, share=share, tokenizer=tokenizer, batch_tokens=batch_tokens, bos=bos)
     text = os.fspath(spec)
     if text.startswith(("http://", "https://")):
         if tokenizer is None:
