@@ -19,7 +19,7 @@ demo: $(BIN)/palimpsest  ## set up if needed, audit the demonstration models, wr
 	@echo "The report is $(abspath report/index.html): open it in a browser."
 
 test: $(BIN)/pytest  ## set up if needed, run the test-suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 lint: $(BIN)/pytest  ## style, types, and who may import whom
 	$(BIN)/ruff check .
