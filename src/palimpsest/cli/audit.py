@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from palimpsest.cli.audit_plan import show_plan
 from palimpsest.cluster import notices_aside, require_engine
 from palimpsest.errors import InputError
 
 DEMONSTRATION = ("out", "seed", "engine", "as_json")  # the options that the demonstration knows
+PLANNING = {"rate", "half_width", "confidence"}
 
 
 def audit(
@@ -41,6 +43,10 @@ def audit(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint that are under way at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     engine: Annotated[str, typer.Option(help="Where the work is done: local, or ray (a cluster; all machines see the files).")] = "local",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how many samples are needed; no model and no corpus.")] = False,
+    rate: Annotated[str, typer.Option(help="With --plan: expected rates, a list.")] = "0.01,0.05,0.1,0.5",
+    half_width: Annotated[str, typer.Option(help="With --plan: wanted half-widths of the interval, a list.")] = "0.01,0.02,0.05,0.1",
+    confidence: Annotated[float, typer.Option(help="With --plan: confidence of the interval.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation card instead of a table.")] = False,
 ) -> None:
     """Audit a model for what it remembers of a corpus and write a report.
@@ -48,12 +54,17 @@ def audit(
     Without MODEL and CORPUS the embedded demonstration runs: six twin models whose training data is known to the last copy.
     A killed audit goes on where it was when the same command is run again.
     """
+    options = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if plan:
+        show_plan(options, samples, rate, half_width, confidence, as_json)
+        return
+    if options & PLANNING:
+        raise InputError(f"--{sorted(options & PLANNING)[0].replace('_', '-')} belongs to --plan.", "Add --plan, or leave it out.")
     require_engine(engine)
     if (model is None) != (corpus is None):
         raise InputError("A model was given without a corpus.", "Give both, or neither for the demonstration.")
     if model is None:
-        sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name not in DEMONSTRATION}
-        unknown = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        unknown = options.difference(DEMONSTRATION)
         if unknown:
             raise InputError(
                 f"The demonstration does not take {', '.join('--' + name.replace('_', '-') for name in sorted(unknown))}.",

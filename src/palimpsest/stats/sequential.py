@@ -47,7 +47,7 @@ def mixture_e_process(x: ArrayLike, mean: float = 0.0, *, variance: float, mixtu
     Example:
         >>> e = mixture_e_process([1.0] * 30, variance=1.0, mixture=1.0)
         >>> int((e >= 20).argmax())
-        8
+        9
     """
     streams = _streams(x)
     if not variance > 0 or not mixture > 0:
@@ -72,7 +72,7 @@ def mixture_interval(x: ArrayLike, *, variance: float, mixture: float, confidenc
 
     Example:
         >>> [round(v, 2) for v in mixture_interval([1.0] * 30, variance=1.0, mixture=1.0)]
-        [1.0, 0.44, 1.56]
+        [1.0, 0.43, 1.57]
     """
     stream = _streams(x)
     if stream.ndim != 1 or not variance > 0 or not mixture > 0 or not 0 < confidence < 1:
@@ -107,7 +107,7 @@ def betting_e_process(
     Example:
         >>> e = betting_e_process([1.0] * 30, 0.5)
         >>> int((e >= 20).argmax())
-        13
+        9
     """
     streams = _streams(x)
     if not low < mean < high or streams.min() < low or streams.max() > high:
