@@ -81,6 +81,18 @@ class TokenizerMismatchError(InputError):
     """Two things that must share a tokenizer do not."""
 
 
+class LeakError(InputError):
+    """What is to be answered stands where it must not: in later documents, in the snapshot, in the training data."""
+
+
+class SettingViolation(InputError):
+    """A run broke the rules of its setting: evidence where there may be none, or a snapshot that changed."""
+
+
+class NotComparable(InputError):
+    """Two evaluation cards of different data, budgets, decoding or settings."""
+
+
 class StorageError(PalimpsestError, OSError):
     """No space, no permission, or a path that is not what it should be."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import BLOCK, percentile_ends
+from palimpsest.stats.checks import BLOCK, percentile_ends
 from palimpsest.stats.intervals import Interval
 
 RELIABLE = 0.67  # Krippendorff: below it, not even tentative conclusions

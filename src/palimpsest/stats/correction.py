@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import finite_row
+from palimpsest.stats.checks import finite_row
 
 MANY = 20  # above so many comparisons the false discovery rate is bounded instead of the chance of any
 

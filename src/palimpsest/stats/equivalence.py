@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import finite_row, rate
+from palimpsest.stats.checks import finite_row, rate
 from palimpsest.stats.intervals import Interval, wilson_interval
 
 

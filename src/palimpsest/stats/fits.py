@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import BLOCK, finite_row, percentile_ends
+from palimpsest.stats.checks import BLOCK, finite_row, percentile_ends
 
 
 @dataclass(frozen=True)

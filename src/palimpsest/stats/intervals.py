@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import BLOCK, finite_row, percentile_ends, rate, require_confidence
+from palimpsest.stats.checks import BLOCK, finite_row, percentile_ends, rate, require_confidence
 
 
 class Interval(NamedTuple):

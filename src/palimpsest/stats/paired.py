@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import BLOCK, binary_row, finite_row
+from palimpsest.stats.checks import BLOCK, binary_row, finite_row
 from palimpsest.stats.correction import holm
 from palimpsest.stats.intervals import Interval, bootstrap_interval, wilson_interval
 

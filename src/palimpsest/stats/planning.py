@@ -15,7 +15,7 @@ import math
 from scipy import special
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import require_confidence
+from palimpsest.stats.checks import require_confidence
 
 _ROUNDING = 1e-9  # a size is rounded up, but not because of the last bits of a root
 

@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn import metrics
 
 from palimpsest.errors import InputError
-from palimpsest.stats._checks import BLOCK, finite_row, percentile_ends, score_sides
+from palimpsest.stats.checks import BLOCK, finite_row, percentile_ends, score_sides
 from palimpsest.stats.intervals import Interval
 
 
