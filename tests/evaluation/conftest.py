@@ -1,4 +1,6 @@
-"""A tiny audit: a corpus of a few documents and what is needed to ask a tiny model for it."""
+"""A tiny audit: a corpus of a few documents and what is needed to ask a tiny model for it; and a model that answers by rule."""
+
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.evaluation.plan import AuditSettings
+from palimpsest.models.base import LanguageModel, Scores
 
 SMALL = AuditSettings(
     samples=12,
@@ -56,3 +59,43 @@ def passages(documents):
 def settings():
     """An audit of seconds."""
     return SMALL
+
+
+class Reader(LanguageModel):
+    """Answers from the newest dated sentence in its prompt that names what is asked for, else from what it has learned, else not at all.
+
+    Args:
+        tokenizer: any.
+        learned: subject -> answer.
+        subjects: names that may be asked for.
+    """
+
+    door, capabilities, parameters, prepends_bos = "scripted", frozenset({"text", "logprobs"}), None, False
+    name, context_length, fingerprint = "reader", 4096, "0" * 64
+
+    def __init__(self, tokenizer, learned, subjects):
+        self.tokenizer, self.learned, self.subjects, self.prompts = tokenizer, learned, subjects, []
+
+    def answer(self, prompt):
+        evidence, question = prompt.rsplit("Question:", 1)
+        subject = next(name for name in self.subjects if name in question)
+        seen = sorted(re.findall(rf"On (\d{{4}}-\d\d-\d\d): [^\n]*{subject}[^\n]* (\S+(?: [A-Z]\S+)*)\.\n", evidence))
+        return seen[-1][1] if seen else self.learned.get(subject, "I do not know.")
+
+    def generate(self, prefixes, max_new_tokens, **options):
+        self.prompts += [np.asarray(ids) for ids in prefixes]
+        texts = [self.answer(self.tokenizer.decode(ids)) for ids in prefixes]
+        return [[np.array(self.tokenizer.encode(f" {text}\nQuestion: and so on")[:max_new_tokens])] for text in texts]
+
+    def score(self, batch_ids, *, start=1, **options):
+        rows = []
+        for ids, first in zip(batch_ids, start, strict=True):
+            told = self.answer(self.tokenizer.decode(ids[:first]))
+            rows.append(np.full(len(ids) - first, -0.1 if told in self.tokenizer.decode(ids[first:]) else -3.0, np.float32))
+        return Scores(rows, [row > -1 for row in rows])
+
+
+@pytest.fixture(scope="session")
+def make_reader(tiny_tokenizer):
+    """Makes a `Reader` from what it has learned and the names that may be asked for."""
+    return lambda learned, subjects: Reader(tiny_tokenizer, learned, subjects)

@@ -1,0 +1,281 @@
+"""The three-setting protocol: what does a model know by itself, with a frozen store, and with a live one? (system 104, section B)
+
+The *same items* on the same time line are asked in three settings:
+
+* **param**: no evidence; the slot holds neutral filler;
+* **offline**: evidence from a frozen snapshot, whose content hash is stored and checked again at the end;
+* **online**: evidence from a live retriever with a clock, that may know everything published by the day of the question.
+
+The prompt has the same template and, to the token, the same length in all three; decoding, budgets and the order of items are the same.
+Gains are Acc_offline − Acc_param (what a store adds) and Acc_online − Acc_offline (what freshness adds). An answer that is right *online*
+is not thereby parametric knowledge: which source it came from only the comparison of settings can tell
+(`palimpsest.evaluation.propositions`).
+
+Leaks are looked for before anything is asked (`contamination`). A retriever that returns a document of after the day of the question, or
+evidence in *param*, is an error, not a score.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from palimpsest.errors import InputError, LeakError, SettingViolation
+from palimpsest.evaluation.answers import RefusalRules, is_right, refused, token_f1
+from palimpsest.evaluation.contamination import LeakReport, audit_contamination
+from palimpsest.evaluation.gains import accuracies, compare_settings, reading, transitions
+from palimpsest.evaluation.items import Item, items_hash, require_items
+from palimpsest.evaluation.prompting import Budget, Prompt, PromptMaker, Template
+from palimpsest.evaluation.retrieval import Doc, Passage, Retriever, Snapshot
+from palimpsest.evaluation.temporal import Freshness, five_rates, freshness, rates_to_dict, refusal_slices
+from palimpsest.measurement import Measurement, environment, plain
+from palimpsest.models import LanguageModel
+from palimpsest.models.base import Progress
+
+
+class Setting(StrEnum):
+    """Where an answer may come from."""
+
+    PARAM = "param"
+    OFFLINE = "offline"
+    ONLINE = "online"
+
+
+@dataclass
+class ThreeSettingRun:
+    """One run of the protocol.
+
+    Attributes:
+        model: needs "text"; with "logprobs" the answers' own scores are measured too.
+        items: the questions.
+        snapshot: the frozen store of *offline*.
+        live: the retriever of *online*; None leaves the setting out, with a reason in the card.
+        training: what the model was trained on, where that is known, for the leak audit.
+        template, budget: of all settings.
+        seeds: of sampling; greedy decoding asks once, whatever they are.
+        on_leak: "raise", "exclude" or "flag".
+        refusals: what counts as a refusal.
+
+    Example:
+        >>> run = ThreeSettingRun(model, items, Snapshot(old_docs), Snapshot(all_docs))   # doctest: +SKIP
+        >>> run.run().summary["gains"]                                                   # doctest: +SKIP
+    """
+
+    model: LanguageModel
+    items: Sequence[Item]
+    snapshot: Snapshot
+    live: Retriever | None = None
+    training: Sequence[Doc] = ()
+    template: Template = field(default_factory=Template)
+    budget: Budget = field(default_factory=Budget)
+    seeds: Sequence[int] = (0, 1, 2)
+    on_leak: str = "raise"
+    refusals: RefusalRules = field(default_factory=RefusalRules)
+
+    def run(self, progress: Progress | None = None) -> Measurement:
+        """Asks every item in every setting.
+
+        Args:
+            progress: called with (settings done, settings in all).
+
+        Returns:
+            One row an item, setting and seed: id, source, slice, setting, seed, answer, right (of an unanswerable item: refused; of one
+            with a history: fresh), f1, refused, freshness (None without a history), shown and dropped (lists of document ids), hit (None
+            without declared evidence, and in *param*), gold_logprob (that of the best gold after the prompt; None without log-probs or
+            golds), prompt_tokens, evidence_tokens, answer_tokens. The summary has accuracies, gains, transitions, reading, the five rates
+            and the refusals, all with intervals. Times are in the provenance, so that equal runs have equal tables.
+
+        Raises:
+            LeakError: leaks with the policy to raise, or a retriever that returns what was published after the day of the question.
+            SettingViolation: evidence in *param*, or a snapshot that changed during the run.
+            InputError, CapabilityError, ContextOverflowError: no items, no seeds, or what the model says.
+        """
+        self.model.require("text", "Answering questions")
+        items = sorted(require_items(self.items), key=lambda item: item.id)
+        if not self.seeds:
+            raise InputError("There are no seeds.", "Give at least one.")
+        self._require_frozen()
+        live_docs = self.live.docs if isinstance(self.live, Snapshot) else ()
+        everything = {doc.id: doc for doc in (*self.snapshot.docs, *live_docs)}
+        leaks = audit_contamination(items, everything.values(), self.training, policy=self.on_leak)
+        items = [item for item in items if item.id not in leaks.excluded]
+        if not items:
+            raise LeakError("Every item leaks.", "Look at the report: audit_contamination(..., policy='flag').")
+        settings = [Setting.PARAM, Setting.OFFLINE, *([Setting.ONLINE] if self.live is not None else [])]
+        maker = PromptMaker(self.model.tokenizer, self.template, self.budget)
+        rows: list[dict[str, Any]] = []
+        timing: dict[str, dict[str, float]] = {}
+        for number, setting in enumerate(settings):
+            began = time.perf_counter()
+            prompts = [build_prompt(maker, setting, item, self._evidence(setting, item)) for item in items]
+            found = time.perf_counter()
+            rows += self._ask(setting, items, prompts)
+            ended = time.perf_counter()
+            timing[setting.value] = {"retrieval_s": (found - began) / len(items), "answer_s": (ended - found) / len(items)}
+            if progress:
+                progress(number + 1, len(settings))
+        self._require_frozen()
+        table = pl.DataFrame(rows, infer_schema_length=None).with_columns(
+            pl.col("freshness").cast(pl.String),
+            pl.col("hit").cast(pl.Boolean),
+            pl.col("gold_logprob").cast(pl.Float64),
+            pl.col("shown", "dropped").cast(pl.List(pl.String)),
+        )
+        return Measurement("three-settings", table, summarise(table, leaks), self._provenance(items, leaks, timing))
+
+    def _require_frozen(self) -> None:
+        if not self.snapshot.unchanged:
+            raise SettingViolation("The snapshot is not what it was when it was frozen.", "Freeze the documents of the offline setting.")
+
+    def _evidence(self, setting: Setting, item: Item) -> list[Passage]:
+        if setting is Setting.PARAM:
+            return []
+        retriever = self.snapshot if setting is Setting.OFFLINE or self.live is None else self.live
+        return retriever.search(item.question, self.budget.k, item.asked_at)
+
+    def _ask(self, setting: Setting, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        sampler = self.template.sampler
+        seeds = list(self.seeds)[:1] if sampler.greedy else list(self.seeds)
+        golds = self._gold_logprobs(items, prompts)
+        rows = []
+        for seed in seeds:
+            written = self.model.generate(
+                [prompt.ids for prompt in prompts],
+                self.budget.answer_tokens,
+                temperature=sampler.temperature,
+                top_k=sampler.top_k,
+                top_p=sampler.top_p,
+                seed=seed,
+            )
+            for item, prompt, continuations, gold in zip(items, prompts, written, golds, strict=True):
+                answer = self.template.cut(self.model.tokenizer.decode(continuations[0]))
+                declined = refused(answer, self.refusals)
+                timed = None
+                if item.history:
+                    timed = freshness(answer, item.history, item.asked_at, rule=self.template.rule, refusals=self.refusals)
+                if not item.golds:
+                    right = declined
+                elif timed is not None:
+                    right = timed is Freshness.FRESH
+                else:
+                    right = not declined and is_right(answer, item.golds, self.template.rule)
+                shown = set(prompt.shown)
+                rows.append(
+                    {
+                        "id": item.id,
+                        "source": item.source,
+                        "slice": item.slice,
+                        "setting": setting.value,
+                        "seed": seed,
+                        "answer": answer,
+                        "right": right,
+                        "f1": token_f1(answer, item.golds) if item.golds else float(declined),
+                        "refused": declined,
+                        "freshness": timed.value if timed is not None else None,
+                        "shown": list(prompt.shown),
+                        "dropped": list(prompt.dropped),
+                        "hit": bool(shown & item.evidence_ids) if item.evidence_ids and setting is not Setting.PARAM else None,
+                        "gold_logprob": gold,
+                        "prompt_tokens": len(prompt.ids),
+                        "evidence_tokens": prompt.evidence_tokens,
+                        "answer_tokens": len(continuations[0]),
+                    }
+                )
+        return rows
+
+    def _gold_logprobs(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[float | None]:
+        if "logprobs" not in self.model.capabilities:
+            return [None] * len(items)
+        owners, sequences, starts = [], [], []
+        for number, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+            for form in item.golds:
+                answer = self.model.tokenizer.encode(self.template.answer_prefix + form)
+                owners.append(number)
+                sequences.append(np.concatenate([prompt.ids, np.array(answer, np.int64)]))
+                starts.append(len(prompt.ids))
+        best: list[float | None] = [None] * len(items)
+        if sequences:
+            for owner, logprobs in zip(owners, self.model.score(sequences, start=starts).logprobs, strict=True):
+                total, known = float(logprobs.sum(dtype=np.float64)), best[owner]
+                best[owner] = total if known is None else max(known, total)
+        return best
+
+    def _provenance(self, items: Sequence[Item], leaks: LeakReport, timing: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "model": self.model.describe(),
+            "items": items_hash(items),
+            "item_ids": [item.id for item in items],
+            "snapshot": self.snapshot.hash,
+            "live": self.live.hash if isinstance(self.live, Snapshot) else type(self.live).__name__ if self.live is not None else None,
+            "template": {**asdict(self.template), "sampler": str(self.template.sampler), "hash": self.template.hash},
+            "budget": asdict(self.budget),
+            "seeds": list(self.seeds),
+            "leaks": leaks.to_dict(),
+            "timing": timing,
+            "environment": environment(),
+        }
+
+
+def build_prompt(maker: PromptMaker, setting: Setting, item: Item, passages: Sequence[Passage]) -> Prompt:
+    """The prompt of an item in a setting, if the setting allows the evidence.
+
+    Raises:
+        SettingViolation: evidence in *param*.
+        LeakError: a passage published after the day of the question.
+    """
+    if setting is Setting.PARAM and passages:
+        raise SettingViolation(
+            f"Item {item.id!r} has {len(passages)} passages in the setting without evidence.", "Leave the slot to the filler."
+        )
+    for passage in passages:
+        if passage.doc.published_at > item.asked_at:
+            raise LeakError(
+                f"{passage.doc.id!r} of {passage.doc.published_at} was retrieved for {item.id!r}, asked on {item.asked_at}.",
+                "Give a retriever that keeps to `as_of`.",
+            )
+    return maker.make(item.question, passages)
+
+
+def summarise(table: pl.DataFrame, leaks: LeakReport) -> dict[str, Any]:
+    """The figures of a run, as plain JSON types; see `palimpsest.evaluation.gains` for each."""
+    names = table["setting"].unique(maintain_order=True).to_list()
+    steps = list(itertools.combinations(names, 2))
+    compared = compare_settings(table)
+    summary: dict[str, Any] = {
+        "n": table["id"].n_unique(),
+        "accuracy": rates_to_dict(accuracies(table)),
+        "omnibus": compared["omnibus"],
+        "gains": {f"{pair['first']} to {pair['second']}": pair for pair in compared["pairs"]},
+        "transitions": {f"{one} to {two}": rates_to_dict(transitions(table, one, two)) for one, two in steps},
+        "reading": {},
+        "freshness": {},
+        "refusals": {},
+        "leaks": leaks.counts,
+        "dropped": int(table["dropped"].list.len().sum()),
+    }
+    for name in names:
+        rows = table.filter(pl.col("setting") == name)
+        if name != Setting.PARAM and rows["hit"].is_not_null().any():
+            summary["reading"][name] = reading(table, name)
+        timed = rows.filter(pl.col("freshness").is_not_null())
+        if not timed.is_empty():
+            summary["freshness"][name] = rates_to_dict(five_rates(timed["freshness"].to_list()))
+        answered = (rows["right"] & ~rows["refused"]).to_numpy()  # a refusal that is right is no answer
+        slices = refusal_slices(answered, rows["refused"].to_numpy(), rows["slice"].to_list())
+        summary["refusals"][name] = slices
+    return dict(plain(_intervals_to_dict(summary)))
+
+
+def _intervals_to_dict(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {key: _intervals_to_dict(entry) for key, entry in value.items()}
+    return value
