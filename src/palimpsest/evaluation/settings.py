@@ -35,6 +35,7 @@ from palimpsest.evaluation.items import Item, items_hash, require_items
 from palimpsest.evaluation.prompting import Budget, Prompt, PromptMaker, Template
 from palimpsest.evaluation.retrieval import Doc, Passage, Retriever, Snapshot
 from palimpsest.evaluation.temporal import Freshness, five_rates, freshness, rates_to_dict, refusal_slices
+from palimpsest.files import sha256_json
 from palimpsest.measurement import Measurement, environment, plain
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
@@ -142,10 +143,9 @@ class ThreeSettingRun:
 
     def _ask(self, setting: Setting, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         sampler = self.template.sampler
-        seeds = list(self.seeds)[:1] if sampler.greedy else list(self.seeds)
         golds = self._gold_logprobs(items, prompts)
         rows = []
-        for seed in seeds:
+        for seed in self._seeds():
             written = self.model.generate(
                 [prompt.ids for prompt in prompts],
                 self.budget.answer_tokens,
@@ -190,6 +190,10 @@ class ThreeSettingRun:
                 )
         return rows
 
+    def _seeds(self) -> list[int]:
+        """The seeds that are used: greedy decoding has no chance in it."""
+        return [0] if self.template.sampler.greedy else list(self.seeds)
+
     def _gold_logprobs(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[float | None]:
         if "logprobs" not in self.model.capabilities:
             return [None] * len(items)
@@ -210,13 +214,18 @@ class ThreeSettingRun:
     def _provenance(self, items: Sequence[Item], leaks: LeakReport, timing: dict[str, Any]) -> dict[str, Any]:
         return {
             "model": self.model.describe(),
-            "items": items_hash(items),
+            "data": {
+                "hash": items_hash(self.items),
+                "size": len(self.items),
+                "asked": [min(item.asked_at for item in items).isoformat(), max(item.asked_at for item in items).isoformat()],
+            },
             "item_ids": [item.id for item in items],
             "snapshot": self.snapshot.hash,
             "live": self.live.hash if isinstance(self.live, Snapshot) else type(self.live).__name__ if self.live is not None else None,
             "template": {**asdict(self.template), "sampler": str(self.template.sampler), "hash": self.template.hash},
             "budget": asdict(self.budget),
-            "seeds": list(self.seeds),
+            "seeds": self._seeds(),
+            "refusals": sha256_json(asdict(self.refusals)),
             "leaks": leaks.to_dict(),
             "timing": timing,
             "environment": environment(),
