@@ -22,6 +22,7 @@ INTERRUPTED = "interrupted: finished work is kept; run the same command again to
 # verb: (module, function or Typer app in it, one line of help)
 VERBS: dict[str, tuple[str, str, str]] = {
     "audit": ("palimpsest.cli.audit", "audit", "Audit a model for what it remembers of a corpus; without arguments, the demonstration."),
+    "evaluate": ("palimpsest.cli.evaluate", "evaluate", "Ask the same questions without a store, with a frozen and with a live one."),
     "card": ("palimpsest.cli.card", "app", "Check, show and compare evaluation cards."),
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from palimpsest.errors import InputError
 from palimpsest.evaluation.settings import Setting
@@ -29,6 +30,18 @@ FORMAT = "palimpsest-card/1"
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, hex")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def only_fields(of: type) -> BeforeValidator:
+    """Refuses what a dataclass has no field for, which pydantic would leave out in silence."""
+    known = {field.name for field in fields(of)}
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Mapping) and value.keys() - known:
+            raise ValueError(f"unknown: {', '.join(sorted(map(str, value.keys() - known)))}; the fields are {', '.join(sorted(known))}")
+        return value
+
+    return BeforeValidator(check)
 
 
 class _Part(BaseModel):
@@ -175,7 +188,7 @@ class EvaluationCard(_Part):
     format: Literal["palimpsest-card/1"]
     created: AwareDatetime
     identity: Identity
-    memory: list[Quadruple] = Field(min_length=1, description="the memories that were active")
+    memory: list[Annotated[Quadruple, only_fields(Quadruple)]] = Field(min_length=1, description="the memories that were active")
     data: Data
     settings: Settings
     prompting: Prompting
