@@ -82,6 +82,13 @@ def test_every_memory_has_exactly_one_kind():
         assert classify(Quadruple(location, persistence, write, access)) == expected
 
 
+def test_persistence_is_ordered_and_a_half_life_does_not_decide_the_kind():
+    order = [Persistence.TOKEN, Persistence.REQUEST, Persistence.SESSION, Persistence.CROSS_SESSION, Persistence.PERMANENT]
+    assert all(one.outlasts(two) == (i > j) for i, one in enumerate(order) for j, two in enumerate(order))
+    memory = Quadruple(Location.WEIGHTS, Persistence.PERMANENT, WritePath.FINETUNE, AccessPath.FORWARD)
+    assert classify(replace(memory, half_life=30.0)) is classify(memory)
+
+
 def test_control_does_not_decide_the_kind():
     memory = Quadruple(Location.STORE_GRAPH, Persistence.PERMANENT, WritePath.EDIT, AccessPath.TOOL_CALL)
     free = replace(memory, controllability=Controllability(True, True, True, True, True, Revert.EXACT))

@@ -31,13 +31,23 @@ class Location(StrEnum):
 
 
 class Persistence(StrEnum):
-    """How long it lasts, shortest first."""
+    """How long it lasts, shortest first: a later member outlasts an earlier one."""
 
     TOKEN = "token"
     REQUEST = "request"
     SESSION = "session"
     CROSS_SESSION = "cross_session"
     PERMANENT = "permanent"
+
+    def outlasts(self, other: Persistence) -> bool:
+        """Whether what lasts this long outlasts `other`.
+
+        Example:
+            >>> Persistence.SESSION.outlasts(Persistence.REQUEST), Persistence.TOKEN.outlasts(Persistence.TOKEN)
+            (True, False)
+        """
+        order = list(Persistence)
+        return order.index(self) > order.index(other)
 
 
 class WritePath(StrEnum):
@@ -103,13 +113,17 @@ class Controllability:
 
 @dataclass(frozen=True)
 class Quadruple:
-    """Location, persistence, write and access path, with controllability: what decides the kind of a memory."""
+    """Location, persistence, write and access path, with controllability: what decides the kind of a memory.
+
+    `half_life` is in days, after which half of what was written can still be addressed; None where it does not fade or is not known.
+    """
 
     location: Location
     persistence: Persistence
     write_path: WritePath
     access_path: AccessPath
     controllability: Controllability = Controllability()
+    half_life: float | None = None
 
 
 def classify(memory: Quadruple) -> MemoryKind:

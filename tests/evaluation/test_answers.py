@@ -82,6 +82,8 @@ def test_the_rules_of_refusal_are_declared():
     assert refused("Pass!", rules)
     assert refused("No comment today", rules)
     assert not refused("unknown", rules)
+    assert not refused("Unknown", golds=["The Unknown"])
+    assert refused("unknown", golds=["Rome"])
     with pytest.raises(InputError, match="no regular expression"):
         RefusalRules(patterns=("(",))
 

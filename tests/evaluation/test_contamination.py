@@ -58,8 +58,10 @@ def test_near_duplicates_in_the_training_data_are_found():
 def test_time_leaks_are_of_evidence_and_of_training():
     item = Item("i", "Who leads it?", ("Ann",), DAY, evidence_ids=frozenset({"late", "early"}))
     docs = [Doc("late", "Ann leads", date(2020, 1, 2)), Doc("early", "Ann does", DAY), Doc("other", "Bob", date(2021, 1, 1))]
-    report = audit_contamination([item], docs, [Doc("corpus", "text", date(2022, 1, 1))], policy="flag")
+    training = [Doc("corpus", "text", date(2022, 1, 1)), Doc("first", "text", DAY), Doc("second", "text", date(2021, 1, 1))]
+    report = audit_contamination([item], docs, training, policy="flag")
     assert [(leak.kind, leak.doc) for leak in report.leaks] == [("time", "corpus"), ("time", "late")]
+    assert report.leaks[0].detail == "2 training documents after 2020-01-01, the last of 2022-01-01"
     assert report.excluded == ()
 
 

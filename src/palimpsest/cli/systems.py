@@ -78,7 +78,7 @@ def show_card(system: System, *, as_json: bool) -> None:
         typer.echo(json.dumps({**system.to_dict(), "missing": missing(system), "result": outcome}, ensure_ascii=False, indent=1))
         return
     absent = set(missing(system))
-    path = {name: value for name, value in vars(system.memory).items() if name != "controllability"}
+    path = {name: value for name, value in vars(system.memory).items() if isinstance(value, str)}
     control = system.memory.controllability
     granted = [name.replace("_", " ") for name, value in vars(control).items() if value is True]
     rows = {

@@ -130,8 +130,13 @@ class RefusalRules:
                 raise InputError(f"{pattern!r} is no regular expression: {error}.", "Escape its special characters.") from error
 
 
-def refused(answer: str, rules: RefusalRules | None = None) -> bool:
+def refused(answer: str, rules: RefusalRules | None = None, golds: Sequence[str] = ()) -> bool:
     """Whether an answer is a refusal.
+
+    Args:
+        answer: what was answered.
+        rules: what counts as one; by default `RefusalRules()`.
+        golds: answers that may be given: whoever answers one of them to the word, even "Unknown", does not refuse.
 
     Example:
         >>> refused("I don't know."), refused("Unknown."), refused("Rome"), refused(" ")
@@ -139,6 +144,8 @@ def refused(answer: str, rules: RefusalRules | None = None) -> bool:
     """
     rules = rules or RefusalRules()
     given = normalise(answer)
+    if golds and is_right(answer, golds, "exact"):
+        return False
     if not given or given in {normalise(option) for option in rules.options}:
         return True
     plain = answer.replace("\u2019", "'")

@@ -2,7 +2,7 @@
 
 Three kinds of leak, each an item and a document:
 
-* **time**: the declared evidence, or a training document, was published after the day on which the item is asked;
+* **time**: the declared evidence was published after the day on which the item is asked, or training documents were (named by the last);
 * **text**: a document of the snapshot that is not declared evidence holds the whole question, or 13 words in a row of the question with
   its answer;
 * **duplicate**: a training document is nearly the item (question with answer): Jaccard similarity of their 5-word shingles at least 0.8,
@@ -141,12 +141,14 @@ def _time_leaks(items: Sequence[Item], docs: Sequence[Doc], training: Sequence[D
         for name in item.evidence_ids & by_id.keys():
             if by_id[name].published_at > item.asked_at:
                 found.append(Leak("time", item.id, name, f"evidence of {by_id[name].published_at}, asked on {item.asked_at}"))
-    for doc in training:
-        found += [
-            Leak("time", item.id, doc.id, f"training document of {doc.published_at}, asked on {item.asked_at}")
-            for item in items
-            if doc.published_at > item.asked_at
-        ]
+    if training:
+        days = np.sort([doc.published_at.toordinal() for doc in training])
+        last = max(training, key=lambda doc: doc.published_at)
+        for item in items:
+            later = len(days) - int(np.searchsorted(days, item.asked_at.toordinal(), "right"))
+            if later:
+                detail = f"{later} training documents after {item.asked_at}, the last of {last.published_at}"
+                found.append(Leak("time", item.id, last.id, detail))
     return found
 
 

@@ -156,7 +156,7 @@ class ThreeSettingRun:
             )
             for item, prompt, continuations, gold in zip(items, prompts, written, golds, strict=True):
                 answer = self.template.cut(self.model.tokenizer.decode(continuations[0]))
-                declined = refused(answer, self.refusals)
+                declined = refused(answer, self.refusals, [form for value in item.history for form in value.golds] or item.golds)
                 timed = None
                 if item.history:
                     timed = freshness(answer, item.history, item.asked_at, rule=self.template.rule, refusals=self.refusals)

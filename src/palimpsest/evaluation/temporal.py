@@ -138,7 +138,7 @@ def freshness(
         ['fresh', 'outdated', 'wrong', 'refused']
     """
     ordered, when = require_history(history), day(asked_at, "asked_at")
-    if refused(answer, refusals):
+    if refused(answer, refusals, [form for value in ordered for form in value.golds]):
         return Freshness.REFUSED
     found = [(place, not value.holds(when), value) for value in ordered if (place := mention(answer, value.golds, rule)) is not None]
     if not found:

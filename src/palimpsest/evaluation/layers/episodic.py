@@ -120,7 +120,8 @@ def score_answer(
     answer: str, question: TimelineQuestion, rule: str = "contains", tolerance_days: int = 31, refusals: RefusalRules | None = None
 ) -> dict[str, Any]:
     """The row of an answer; see `measure_episodic`."""
-    declined = refused(answer, refusals)
+    golds = [str(gold) for gold in question.golds] if question.kind in ("latest", "replay", "consistency") else []
+    declined = refused(answer, refusals, golds)
     readable, near = True, None
     if question.kind == "what":
         score = event_f1(answer, question.golds) if not declined else 0.0  # type: ignore[arg-type]
