@@ -56,7 +56,7 @@ def rows(measured, setting):
 
 def test_each_setting_gives_what_its_sources_know(world, items, run, measured):
     for item in items:
-        subject = item.id.split("/")[1]
+        subject = item.source.split("/")[1]
         at_cut, now = world.value(subject, "residence", CUT).object, world.value(subject, "residence", ASKED).object
         expected = {
             "param": run.model.learned.get(subject, "I do not know."),
@@ -106,6 +106,31 @@ def test_the_summary_follows_from_the_table(measured):
         assert sum(rate["estimate"] for rate in summary["freshness"][setting].values()) == pytest.approx(1)
     assert table["id"].n_unique() == summary["n"]
     assert measured.provenance["item_ids"] == sorted(table["id"].unique())
+
+
+def test_confidence_and_lag_are_measured_beside_the_answers(world, measured):
+    table = measured.table
+    assert table["answer_logprob"].to_list() == [pytest.approx(-0.1)] * table.height
+    for name, part in measured.summary["abstention"].items():
+        given = table.filter((pl.col("setting") == name) & ~pl.col("refused"))
+        assert part["n"] == given.height
+        assert part["aurc"]["estimate"] == pytest.approx(1 - given["right"].mean())  # the reader is equally sure of all its answers
+    for row in table.to_dicts():
+        subject = row["source"].split("/")[1]
+        assert row["lag"] == (ASKED - world.value(subject, "residence", ASKED).valid_from).days
+    assert [series.name for series in measured.curves["freshness-lag"].series] == ["param", "offline", "online"]
+    online = measured.curves["freshness-lag"].series[2].points
+    assert {point["y"] for point in online} == {1.0}
+    assert sum(point["n"] for point in online) == measured.summary["n"]
+    assert measured.curves["risk-coverage"].series[0].points[-1]["x"] == 1
+
+
+def test_one_fact_on_several_days_is_one_source(world, run):
+    early = world_items(world, "residence", date(2011, 1, 1))
+    both = replace(run, items=[*run.items, *early]).run()
+    assert both.table["id"].n_unique() == 2 * both.table["source"].n_unique()
+    assert both.summary["gains"]["param to online"]["test"] == "paired permutation of sources"
+    assert both.summary["omnibus"] is None
 
 
 def test_the_order_of_the_items_and_the_second_run_change_nothing(run, measured):

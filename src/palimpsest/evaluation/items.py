@@ -105,6 +105,8 @@ def world_docs(world: FactWorld, facts: Sequence[Fact], *, template: int = 0) ->
 def world_items(world: FactWorld, relation: str, asked_at: date, *, form: int = 0) -> list[Item]:
     """A question about every value of a relation that holds on a day, with its history up to all times and the document that answers it.
 
+    Questions about one subject on several days share a source.
+
     Example:
         >>> world = FactWorld(seed=0, people=20)
         >>> item = world_items(world, "residence", date(2020, 1, 1))[0]
@@ -116,12 +118,13 @@ def world_items(world: FactWorld, relation: str, asked_at: date, *, form: int = 
         fact = question.fact
         items.append(
             Item(
-                id=f"{relation}/{fact.subject}",
+                id=f"{relation}/{fact.subject}/{asked_at.isoformat()}",
                 question=question.text,
                 golds=(question.gold,),
                 asked_at=asked_at,
                 history=history_of(world.history(fact.subject, relation)),
                 evidence_ids=frozenset({_doc_id(fact)}),
+                source=f"{relation}/{fact.subject}",
                 tags=(relation,),
             )
         )

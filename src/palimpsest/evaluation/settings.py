@@ -17,7 +17,6 @@ evidence in *param*, is an error, not a score.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,13 +29,13 @@ import polars as pl
 from palimpsest.errors import InputError, LeakError, SettingViolation
 from palimpsest.evaluation.answers import RefusalRules, is_right, refused, token_f1
 from palimpsest.evaluation.contamination import LeakReport, audit_contamination
-from palimpsest.evaluation.gains import accuracies, compare_settings, reading, transitions
 from palimpsest.evaluation.items import Item, items_hash, require_items
 from palimpsest.evaluation.prompting import Budget, Prompt, PromptMaker, Template
 from palimpsest.evaluation.retrieval import Doc, Passage, Retriever, Snapshot
-from palimpsest.evaluation.temporal import Freshness, five_rates, freshness, rates_to_dict, refusal_slices
+from palimpsest.evaluation.setting_summary import curves, summarise
+from palimpsest.evaluation.temporal import Freshness, days_since_change, freshness
 from palimpsest.files import sha256_json
-from palimpsest.measurement import Measurement, environment, plain
+from palimpsest.measurement import Measurement, environment
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
 
@@ -88,10 +87,11 @@ class ThreeSettingRun:
 
         Returns:
             One row an item, setting and seed: id, source, slice, setting, seed, answer, right (of an unanswerable item: refused; of one
-            with a history: fresh), f1, refused, freshness (None without a history), shown and dropped (lists of document ids), hit (None
-            without declared evidence, and in *param*), gold_logprob (that of the best gold after the prompt; None without log-probs or
-            golds), prompt_tokens, evidence_tokens, answer_tokens. The summary has accuracies, gains, transitions, reading, the five rates
-            and the refusals, all with intervals. Times are in the provenance, so that equal runs have equal tables.
+            with a history: fresh), f1, refused, freshness and lag (days since the last change; None without a history), shown and dropped
+            (lists of document ids), hit (None without declared evidence, and in *param*), gold_logprob (that of the best gold after the
+            prompt), answer_logprob (mean a token of the own answer; both None without log-probs or anything to score), prompt_tokens,
+            evidence_tokens, answer_tokens. The summary has accuracies, gains, transitions, reading, the five rates, refusals and AURC, all
+            with intervals. Times are in the provenance, so that equal runs have equal tables.
 
         Raises:
             LeakError: leaks with the policy to raise, or a retriever that returns what was published after the day of the question.
@@ -126,10 +126,11 @@ class ThreeSettingRun:
         table = pl.DataFrame(rows, infer_schema_length=None).with_columns(
             pl.col("freshness").cast(pl.String),
             pl.col("hit").cast(pl.Boolean),
-            pl.col("gold_logprob").cast(pl.Float64),
+            pl.col("lag").cast(pl.Int64),
+            pl.col("gold_logprob", "answer_logprob").cast(pl.Float64),
             pl.col("shown", "dropped").cast(pl.List(pl.String)),
         )
-        return Measurement("three-settings", table, summarise(table, leaks), self._provenance(items, leaks, timing))
+        return Measurement("three-settings", table, summarise(table, leaks.counts), self._provenance(items, leaks, timing), curves(table))
 
     def _require_frozen(self) -> None:
         if not self.snapshot.unchanged:
@@ -143,7 +144,7 @@ class ThreeSettingRun:
 
     def _ask(self, setting: Setting, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         sampler = self.template.sampler
-        golds = self._gold_logprobs(items, prompts)
+        golds = self._logprobs(prompts, [item.golds for item in items])
         rows = []
         for seed in self._seeds():
             written = self.model.generate(
@@ -154,8 +155,9 @@ class ThreeSettingRun:
                 top_p=sampler.top_p,
                 seed=seed,
             )
-            for item, prompt, continuations, gold in zip(items, prompts, written, golds, strict=True):
-                answer = self.template.cut(self.model.tokenizer.decode(continuations[0]))
+            answers = [self.template.cut(self.model.tokenizer.decode(continuations[0])) for continuations in written]
+            own = self._logprobs(prompts, [[answer] if answer else [] for answer in answers], mean=True)
+            for item, prompt, answer, gold, sure, continuations in zip(items, prompts, answers, golds, own, written, strict=True):
                 declined = refused(answer, self.refusals, [form for value in item.history for form in value.golds] or item.golds)
                 timed = None
                 if item.history:
@@ -179,10 +181,12 @@ class ThreeSettingRun:
                         "f1": token_f1(answer, item.golds) if item.golds else float(declined),
                         "refused": declined,
                         "freshness": timed.value if timed is not None else None,
+                        "lag": days_since_change(item.history, item.asked_at) if item.history else None,
                         "shown": list(prompt.shown),
                         "dropped": list(prompt.dropped),
                         "hit": bool(shown & item.evidence_ids) if item.evidence_ids and setting is not Setting.PARAM else None,
                         "gold_logprob": gold,
+                        "answer_logprob": sure,
                         "prompt_tokens": len(prompt.ids),
                         "evidence_tokens": prompt.evidence_tokens,
                         "answer_tokens": len(continuations[0]),
@@ -194,21 +198,21 @@ class ThreeSettingRun:
         """The seeds that are used: greedy decoding has no chance in it."""
         return [0] if self.template.sampler.greedy else list(self.seeds)
 
-    def _gold_logprobs(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[float | None]:
-        if "logprobs" not in self.model.capabilities:
-            return [None] * len(items)
-        owners, sequences, starts = [], [], []
-        for number, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-            for form in item.golds:
-                answer = self.model.tokenizer.encode(self.template.answer_prefix + form)
-                owners.append(number)
-                sequences.append(np.concatenate([prompt.ids, np.array(answer, np.int64)]))
-                starts.append(len(prompt.ids))
-        best: list[float | None] = [None] * len(items)
-        if sequences:
-            for owner, logprobs in zip(owners, self.model.score(sequences, start=starts).logprobs, strict=True):
-                total, known = float(logprobs.sum(dtype=np.float64)), best[owner]
-                best[owner] = total if known is None else max(known, total)
+    def _logprobs(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], *, mean: bool = False) -> list[float | None]:
+        """The log-probability of the likeliest answer to each prompt, of all its tokens or their mean.
+
+        None without answers, and from a door that has no log-probabilities.
+        """
+        best: list[float | None] = [None] * len(prompts)
+        pairs = [(number, form) for number, forms in enumerate(answers) for form in forms]
+        if "logprobs" not in self.model.capabilities or not pairs:
+            return best
+        encoded = [np.array(self.model.tokenizer.encode(self.template.answer_prefix + form), np.int64) for _, form in pairs]
+        sequences = [np.concatenate([prompts[number].ids, ids]) for (number, _), ids in zip(pairs, encoded, strict=True)]
+        scores = self.model.score(sequences, start=[len(prompts[number].ids) for number, _ in pairs])
+        for (number, _), row in zip(pairs, scores.logprobs, strict=True):
+            total, known = float(row.mean(dtype=np.float64) if mean else row.sum(dtype=np.float64)), best[number]
+            best[number] = total if known is None else max(known, total)
         return best
 
     def _provenance(self, items: Sequence[Item], leaks: LeakReport, timing: dict[str, Any]) -> dict[str, Any]:
@@ -250,41 +254,3 @@ def build_prompt(maker: PromptMaker, setting: Setting, item: Item, passages: Seq
                 "Give a retriever that keeps to `as_of`.",
             )
     return maker.make(item.question, passages)
-
-
-def summarise(table: pl.DataFrame, leaks: LeakReport) -> dict[str, Any]:
-    """The figures of a run, as plain JSON types; see `palimpsest.evaluation.gains` for each."""
-    names = table["setting"].unique(maintain_order=True).to_list()
-    steps = list(itertools.combinations(names, 2))
-    compared = compare_settings(table)
-    summary: dict[str, Any] = {
-        "n": table["id"].n_unique(),
-        "accuracy": rates_to_dict(accuracies(table)),
-        "omnibus": compared["omnibus"],
-        "gains": {f"{pair['first']} to {pair['second']}": pair for pair in compared["pairs"]},
-        "transitions": {f"{one} to {two}": rates_to_dict(transitions(table, one, two)) for one, two in steps},
-        "reading": {},
-        "freshness": {},
-        "refusals": {},
-        "leaks": leaks.counts,
-        "dropped": int(table["dropped"].list.len().sum()),
-    }
-    for name in names:
-        rows = table.filter(pl.col("setting") == name)
-        if name != Setting.PARAM and rows["hit"].is_not_null().any():
-            summary["reading"][name] = reading(table, name)
-        timed = rows.filter(pl.col("freshness").is_not_null())
-        if not timed.is_empty():
-            summary["freshness"][name] = rates_to_dict(five_rates(timed["freshness"].to_list()))
-        answered = (rows["right"] & ~rows["refused"]).to_numpy()  # a refusal that is right is no answer
-        slices = refusal_slices(answered, rows["refused"].to_numpy(), rows["slice"].to_list())
-        summary["refusals"][name] = slices
-    return dict(plain(_intervals_to_dict(summary)))
-
-
-def _intervals_to_dict(value: Any) -> Any:
-    if hasattr(value, "_asdict"):
-        return value._asdict()
-    if isinstance(value, dict):
-        return {key: _intervals_to_dict(entry) for key, entry in value.items()}
-    return value
