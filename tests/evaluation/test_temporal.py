@@ -115,7 +115,7 @@ def test_days_are_days_and_times_have_zones():
             "a and b on 2000-01-03; b and c on 2000-01-05",
         ),
         (lambda: days_since_change([TimedValue(("a",), days(5))], START), "No value"),
-        (lambda: five_rates([]), "0 trials"),
+        (lambda: five_rates([]), "no outcomes"),
         (lambda: five_rates(["stale"]), "stale"),
         (lambda: lag_curve(["fresh"], [-1]), "1 lags"),
         (lambda: lag_curve(["fresh"], [1], edges=[5, 10]), "edges"),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from palimpsest import stats
 from palimpsest.errors import InputError
 
-P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+# multiples of 1/997: no small multiple of one is a level to the last bit, where rounding would decide
+P_VALUES = st.lists(st.integers(0, 997).map(lambda n: n / 997), min_size=1, max_size=12)
 
 
 @given(P_VALUES, st.sampled_from([0.01, 0.05, 0.2]))

@@ -85,6 +85,18 @@ def test_clusters_are_resampled_whole():
     assert naive / 200 < 0.7
 
 
+def test_the_interval_of_a_rate_looks_whether_sources_are_shared():
+    rng = np.random.default_rng(8)
+    sources = np.repeat(np.arange(12), 5)
+    flags = np.repeat(rng.random(12) < 0.5, 5)
+    assert stats.rate_interval(flags) == stats.rate_interval(flags, np.arange(60)) == stats.wilson_interval(int(flags.sum()), 60)
+    shared = stats.rate_interval(flags, sources)
+    assert shared == stats.clustered_interval(flags.astype(float), sources)
+    assert shared.high - shared.low > 1.5 * (stats.rate_interval(flags).high - stats.rate_interval(flags).low)
+    with pytest.raises(InputError, match="other values"):
+        stats.rate_interval([0.5])
+
+
 def test_clusters_of_one_are_the_ordinary_bootstrap():
     values = np.random.default_rng(7).normal(size=60)
     clustered = stats.clustered_interval(values, np.arange(60), resamples=5000)

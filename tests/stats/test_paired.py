@@ -84,6 +84,7 @@ def test_the_permutation_test_keeps_its_level():
     assert 0.015 <= np.mean(small) <= 0.085
 
 
+@settings(max_examples=40)
 @given(NUMBERS)
 def test_wilcoxon_is_scipys(pairs):
     a, b = (np.array(side, float) for side in zip(*pairs, strict=True))

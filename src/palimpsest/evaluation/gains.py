@@ -10,7 +10,6 @@ With h the share of items whose evidence was shown, Acc = h · Acc|hit + (1 − 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,24 +17,13 @@ import numpy as np
 import polars as pl
 
 from palimpsest.errors import InputError
-from palimpsest.stats import Comparison, Interval, clustered_interval, compare_pairs, holm, mcnemar, paired_permutation, wilson_interval
-
-
-def share(flags: np.ndarray, sources: Sequence[str]) -> Interval:
-    """A rate: with Wilson's interval when all sources differ, else with one that resamples sources.
-
-    Raises:
-        InputError: no flags, or several flags of one source only.
-    """
-    if len(set(sources)) == len(flags):
-        return wilson_interval(int(flags.sum()), len(flags))
-    return clustered_interval(flags.astype(np.float64), np.asarray(sources))
+from palimpsest.stats import Comparison, Interval, clustered_interval, compare_pairs, holm, mcnemar, paired_permutation, rate_interval
 
 
 def accuracies(table: pl.DataFrame) -> dict[str, Interval]:
     """The accuracy in every setting of the table, in its order."""
     return {
-        str(setting): share(rows["right"].to_numpy(), rows["source"].to_list())
+        str(setting): rate_interval(rows["right"].to_numpy(), rows["source"].to_list())
         for (setting,), rows in table.group_by("setting", maintain_order=True)
     }
 
@@ -97,7 +85,7 @@ def transitions(table: pl.DataFrame, before: str, after: str) -> dict[str, Inter
     paired = _paired(table, before, after)
     one, two, sources = paired["right"].to_numpy(), paired["right_after"].to_numpy(), paired["source"].to_list()
     cells = {"rescued": ~one & two, "harmed": one & ~two, "kept right": one & two, "kept wrong": ~one & ~two}
-    return {name: share(flags, sources) for name, flags in cells.items()}
+    return {name: rate_interval(flags, sources) for name, flags in cells.items()}
 
 
 def reading(table: pl.DataFrame, setting: str) -> dict[str, Any]:
@@ -116,8 +104,10 @@ def reading(table: pl.DataFrame, setting: str) -> dict[str, Any]:
     if rows.is_empty():
         raise InputError(f"No item of the setting {setting!r} declares evidence.", "Give items their evidence_ids.")
     right, hit, sources = rows["right"].to_numpy(), rows["hit"].to_numpy(), np.array(rows["source"].to_list())
-    parts = {name: share(right[here], sources[here].tolist()) if here.any() else None for name, here in (("hit", hit), ("miss", ~hit))}
-    accuracy, rate = share(right, sources.tolist()), share(hit, sources.tolist())
+    parts = {
+        name: rate_interval(right[here], sources[here].tolist()) if here.any() else None for name, here in (("hit", hit), ("miss", ~hit))
+    }
+    accuracy, rate = rate_interval(right, sources.tolist()), rate_interval(hit, sources.tolist())
     whole = sum(
         weight * part.estimate for weight, part in ((rate.estimate, parts["hit"]), (1 - rate.estimate, parts["miss"])) if part is not None
     )

@@ -41,9 +41,9 @@ def summarise(table: pl.DataFrame, leaks: dict[str, int]) -> dict[str, Any]:
             summary["reading"][name] = reading(table, name)
         timed = rows.filter(pl.col("freshness").is_not_null())
         if not timed.is_empty():
-            summary["freshness"][name] = rates_to_dict(five_rates(timed["freshness"].to_list()))
+            summary["freshness"][name] = rates_to_dict(five_rates(timed["freshness"].to_list(), timed["source"].to_list()))
         answered = (rows["right"] & ~rows["refused"]).to_numpy()  # a refusal that is right is no answer
-        slices = refusal_slices(answered, rows["refused"].to_numpy(), rows["slice"].to_list())
+        slices = refusal_slices(answered, rows["refused"].to_numpy(), rows["slice"].to_list(), rows["source"].to_list())
         summary["refusals"][name] = slices
         summary["abstention"][name] = abstention(rows)
     return dict(plain(_intervals_to_dict(summary)))

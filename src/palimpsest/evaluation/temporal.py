@@ -32,7 +32,7 @@ from palimpsest.corpus.facts import Fact
 from palimpsest.errors import InputError
 from palimpsest.evaluation.answers import RefusalRules, mention, refused
 from palimpsest.measurement import Curve, Series
-from palimpsest.stats import Interval, bootstrap_interval, wilson_interval
+from palimpsest.stats import Interval, bootstrap_interval, rate_interval, wilson_interval
 from palimpsest.stats.checks import binary_row, finite_row
 
 
@@ -162,8 +162,15 @@ def days_since_change(history: Sequence[TimedValue], asked_at: date) -> int:
     return (when - current.valid_from).days
 
 
-def five_rates(outcomes: Sequence[Freshness | str], *, confidence: float = 0.95) -> dict[str, Interval]:
-    """The share of every kind of answer, each with its Wilson interval; the five shares sum to 1.
+def five_rates(
+    outcomes: Sequence[Freshness | str], sources: Sequence[str] | None = None, *, confidence: float = 0.95
+) -> dict[str, Interval]:
+    """The share of every kind of answer, each with its interval; the five shares sum to 1.
+
+    Args:
+        outcomes: kinds of answers.
+        sources: what each is about, where several answers are about one thing: see `palimpsest.stats.rate_interval`.
+        confidence: of the intervals.
 
     Raises:
         InputError: no outcomes, or one that is none of the five.
@@ -176,7 +183,9 @@ def five_rates(outcomes: Sequence[Freshness | str], *, confidence: float = 0.95)
         kinds = [Freshness(outcome) for outcome in outcomes]
     except ValueError as error:
         raise InputError(f"{error}.", f"Give {', '.join(Freshness)}.") from error
-    return {kind.value: wilson_interval(kinds.count(kind), len(kinds), confidence) for kind in Freshness}
+    if not kinds:
+        raise InputError("There are no outcomes.", "Give at least one.")
+    return {kind.value: rate_interval([one is kind for one in kinds], sources, confidence=confidence) for kind in Freshness}
 
 
 def lag_curve(outcomes: Sequence[Freshness | str], lags: Sequence[int], edges: Sequence[int] = (0, 30, 90, 365, 1095, 3650)) -> Curve:
@@ -207,15 +216,18 @@ def lag_curve(outcomes: Sequence[Freshness | str], lags: Sequence[int], edges: S
                  [Series("fresh", points)], x_scale="symlog", y_domain=(0, 1), y_format="percent", caption=caption)  # fmt: skip
 
 
-def refusal_slices(right: ArrayLike, refusal: ArrayLike, slices: Sequence[str]) -> dict[str, dict[str, Any]]:
+def refusal_slices(
+    right: ArrayLike, refusal: ArrayLike, slices: Sequence[str], sources: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Coverage, refusals and accuracy among the answered, for all and for every slice.
 
     Args:
         right, refusal: (n,) truth values; what is refused cannot be right.
         slices: (n,) names, such as answerable, unanswerable, outdated-only, forgotten.
+        sources: (n,) what each item is about, where several are about one thing: see `palimpsest.stats.rate_interval`.
 
     Returns:
-        By slice ("all" first): n, refused and coverage with Wilson intervals, and accuracy among the answered (None where nothing is).
+        By slice ("all" first): n, refused and coverage with intervals, and accuracy among the answered (None where nothing is).
 
     Raises:
         InputError: different lengths, no items, or a refusal that is right.
@@ -230,13 +242,17 @@ def refusal_slices(right: ArrayLike, refusal: ArrayLike, slices: Sequence[str]) 
             f"There are {len(correct)} outcomes, {len(declined)} refusals and {len(slices)} slices, or a refusal is right.",
             "Give one of each for every item; a refusal is no right answer.",
         )
-    names = np.asarray(slices)
+    names, of = np.asarray(slices), np.arange(len(correct)) if sources is None else np.asarray(sources)
     members = {"all": np.ones(len(correct), bool)} | {str(name): names == name for name in sorted(set(slices))}
     rows: dict[str, dict[str, Any]] = {}
     for name, here in members.items():
-        n, no = int(here.sum()), int(declined[here].sum())
-        accuracy = wilson_interval(int(correct[here].sum()), n - no) if n > no else None
-        rows[name] = {"n": n, "refused": wilson_interval(no, n), "coverage": wilson_interval(n - no, n), "accuracy": accuracy}
+        answered = here & ~declined
+        rows[name] = {
+            "n": int(here.sum()),
+            "refused": rate_interval(declined[here], of[here]),
+            "coverage": rate_interval(~declined[here], of[here]),
+            "accuracy": rate_interval(correct[answered], of[answered]) if answered.any() else None,
+        }
     return rows
 
 

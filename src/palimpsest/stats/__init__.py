@@ -8,7 +8,7 @@ from palimpsest.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_a
 from palimpsest.stats.correction import adjusted, benjamini_hochberg, holm
 from palimpsest.stats.equivalence import Equivalence, rate_difference, rates_equivalent, tost
 from palimpsest.stats.fits import LogLaw, fit_log_law, spearman
-from palimpsest.stats.intervals import Interval, bootstrap_interval, clopper_pearson, clustered_interval, wilson_interval
+from palimpsest.stats.intervals import Interval, bootstrap_interval, clopper_pearson, clustered_interval, rate_interval, wilson_interval
 from palimpsest.stats.paired import (
     Comparison,
     Omnibus,
@@ -59,6 +59,7 @@ __all__ = [
     "paired_permutation",
     "paired_rate_difference",
     "rate_difference",
+    "rate_interval",
     "rates_equivalent",
     "roc_curve",
     "samples_for_difference",

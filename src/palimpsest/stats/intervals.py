@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from palimpsest.errors import InputError
-from palimpsest.stats.checks import BLOCK, finite_row, percentile_ends, rate, require_confidence
+from palimpsest.stats.checks import BLOCK, binary_row, finite_row, percentile_ends, rate, require_confidence
 
 
 class Interval(NamedTuple):
@@ -141,3 +141,24 @@ def clustered_interval(
         means.append(drawn @ sums / (drawn @ sizes))
     low, high = percentile_ends(np.concatenate(means), confidence)
     return Interval(float(numbers.mean()), low, high)
+
+
+def rate_interval(flags: ArrayLike, clusters: ArrayLike | None = None, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The interval of a rate of items that may share a source: Wilson's when no two do, else one that resamples sources.
+
+    Args:
+        flags: (n,) truth values.
+        clusters: (n,) what each item belongs to; None: all are independent.
+        confidence, seed: of the interval.
+
+    Raises:
+        InputError: no flags, other values than 0 and 1, or several flags of one source only.
+
+    Example:
+        >>> rate_interval([1, 0], ["a", "b"]) == wilson_interval(1, 2)
+        True
+    """
+    right = binary_row(flags, "flags")
+    if clusters is None or len(np.unique(np.asarray(clusters))) == len(right):
+        return wilson_interval(int(right.sum()), len(right), confidence)
+    return clustered_interval(right.astype(np.float64), clusters, confidence=confidence, seed=seed)

@@ -28,7 +28,7 @@ from palimpsest.errors import InputError
 from palimpsest.evaluation.layers.parametric import target_logprobs
 from palimpsest.measurement import Measurement, environment, plain
 from palimpsest.models import LanguageModel
-from palimpsest.stats import Comparison, Interval, bootstrap_interval, clustered_interval, mcnemar, paired_permutation, wilson_interval
+from palimpsest.stats import Comparison, Interval, bootstrap_interval, mcnemar, paired_permutation, rate_interval
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,4 @@ def _change(rows: pl.DataFrame, seed: int) -> Comparison:
 
 
 def _share(rows: pl.DataFrame, side: str, seed: int) -> Interval:
-    flags = rows[side].to_numpy()
-    if rows["id"].is_unique().all():
-        return wilson_interval(int(flags.sum()), len(flags))
-    return clustered_interval(flags.astype(np.float64), rows["id"].to_numpy(), seed=seed)
+    return rate_interval(rows[side].to_numpy(), rows["id"].to_numpy(), seed=seed)
