@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from palimpsest.corpus import Document, FactWorld
 from palimpsest.errors import InputError
+from palimpsest.evaluation.layers.parametric import target_logprobs
 from palimpsest.evaluation.memory_test import Boundary, Probe, ProbeItem, is_memory, run_probe
+from palimpsest.models.memory_based import MemoryBasedLM
+from palimpsest.models.memory_door import MemoryModel
 
 ITEMS = 20
 
@@ -35,7 +39,7 @@ def probe(gain=3.0, unrelated=0.0, later=2.0, weak=None, seed=0, **more):
         ({}, set()),
         ({"gain": 0.0, "later": 0.0}, {"influential", "addressable", "persistent", "stable"}),
         ({"gain": -2.0, "later": -2.0}, {"influential", "addressable", "persistent", "stable"}),
-        ({"unrelated": 3.0}, {"addressable"}),
+        ({"unrelated": 3.0}, {"addressable", "stable"}),
         ({"later": 0.0}, {"persistent"}),
         ({"weak": "paraphrase"}, {"stable"}),
         ({"weak": "seed"}, {"stable"}),
@@ -114,3 +118,67 @@ def test_a_probe_that_cannot_decide_is_refused():
         probe(boundary=Boundary.OTHER_WRITES)
     with pytest.raises(InputError, match="numbers of own"):
         run_probe(Notebook(True), [ProbeItem("a", "b", ("c",), ())], Boundary.SESSION)
+
+
+# --- a real system ------------------------------------------------------------------------------------------------------------------
+
+
+class LearningModel:
+    """A memory-based language model that learns incrementally, forgets exactly, and lives on in a folder."""
+
+    def __init__(self, tokenizer, folder, wordings):
+        self.tokenizer, self.folder, self.wordings = tokenizer, folder, wordings
+
+    def reset(self, seed):
+        base = FactWorld(seed=50 + seed, people=20)
+        self.model = MemoryBasedLM(n=24).fit([base.sentence(fact) for fact in base.facts("residence")], self.tokenizer)
+
+    def write(self, texts):
+        self.model.partial_fit(
+            [Document(f"written-{k}", line) for k, text in enumerate(texts) for line in text.split("\n")[: self.wordings]]
+        )
+
+    def cross(self, boundary, other_writes):
+        if boundary is Boundary.RESTART:
+            self.model.save(self.folder)
+            self.model = MemoryBasedLM.load(self.folder)
+        elif boundary is Boundary.OTHER_WRITES:
+            other = FactWorld(seed=99, people=20)
+            self.model.partial_fit([other.sentence(fact) for fact in other.facts("employer")[:other_writes]])
+        else:
+            self.model = self.model.forget([f"written-{k}" for k in range(12)])
+
+    def score(self, cues, targets):
+        return target_logprobs(MemoryModel(self.model, self.tokenizer), cues, targets)
+
+
+@pytest.mark.parametrize(
+    ("wordings", "boundary", "lacks"),
+    [
+        (3, Boundary.RESTART, set()),
+        (3, Boundary.OTHER_WRITES, set()),
+        (3, Boundary.SESSION, {"persistent"}),
+        (1, Boundary.RESTART, {"stable"}),
+    ],
+)
+def test_a_model_that_learns_has_a_memory_of_what_it_was_told(tiny_tokenizer, tmp_path, wordings, boundary, lacks):
+    """Told in three wordings it answers to all three; told in one, only to that one; told to forget, to none."""
+    world = FactWorld(seed=7, people=24)
+    facts = world.facts("residence")[:12]
+    items = [
+        ProbeItem(
+            "\n".join(world.sentence(fact, form) for form in (6, 7, 8)),
+            fact.object,
+            tuple(world.cue(fact, form) for form in (6, 7, 8)),
+            (world.cue(other, 6), world.cue(other, 7)),
+        )
+        for fact, other in zip(facts, facts[6:] + facts[:6], strict=True)
+    ]
+    system = LearningModel(tiny_tokenizer, tmp_path / "memory", wordings)
+    found = run_probe(system, items, boundary, other_writes=10 if boundary is Boundary.OTHER_WRITES else 0)
+    verdict = is_memory(found, draws=2000)
+    assert {name for name in ("influential", "addressable", "persistent", "stable") if not getattr(verdict, name)} == lacks
+    if boundary is Boundary.RESTART:
+        assert np.array_equal(found.later, found.after)
+    if boundary is Boundary.SESSION:
+        assert np.allclose(found.later, found.without)

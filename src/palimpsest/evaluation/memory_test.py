@@ -7,7 +7,8 @@ target y and score s = log p(y | c), the *gain* of an item is the score after W 
 * **addressable** when the gain for an item's own cues exceeds that for cues which have nothing to do with it;
 * **persistent** when the gain is still positive beyond a boundary that is declared: a new forward pass, a new session, a restart, or
   so many other writes;
-* **stable** when the gain is positive for every paraphrase of the cue (at least 3) and for every seed (at least 3).
+* **stable** when the gain exceeds that for unrelated cues for every paraphrase of the cue (at least 3) and for every seed (at least 3): a
+  name that was heard is likelier after any cue, and that is no memory of what was said.
 
 Each is a paired permutation test over items at level α: the first three are corrected together by Holm, so are the paraphrases and seeds.
 That there was a write is no test but the design: the same scores without it are the control.
@@ -89,7 +90,7 @@ class Verdict:
         specificity: gain for own cues beyond that for unrelated ones.
         retained: gain beyond the boundary, with its test.
         retention: share of the gain that is left beyond the boundary; None where there was no gain to lose.
-        stability: the test of every paraphrase and of every seed.
+        stability: the test of every paraphrase and of every seed, against unrelated cues.
         alpha: level of the tests.
     """
 
@@ -152,9 +153,10 @@ def is_memory(probe: Probe, *, alpha: float = 0.05, draws: int = 10_000, seed: i
     gain, retained = gains.mean(axis=(1, 2)), kept.mean(axis=(1, 2))
     tests = [paired_permutation(one, two, draws=draws, seed=seed) for one, two in ((zero, gain), (unrelated, gain), (zero, retained))]
     influential, addressable, persistent = _shown(tests, alpha)
-    parts = {f"paraphrase {p}": gains[:, p].mean(axis=1) for p in range(paraphrases)}
-    parts |= {f"seed {s}": gains[:, :, s].mean(axis=1) for s in range(seeds)}
-    stability = {name: paired_permutation(zero, part, draws=draws, seed=seed) for name, part in parts.items()}
+    by_seed = (probe.unrelated_after - probe.unrelated_without).mean(axis=1)  # (items, seeds)
+    parts = {f"paraphrase {p}": (unrelated, gains[:, p].mean(axis=1)) for p in range(paraphrases)}
+    parts |= {f"seed {s}": (by_seed[:, s], gains[:, :, s].mean(axis=1)) for s in range(seeds)}
+    stability = {name: paired_permutation(one, two, draws=draws, seed=seed) for name, (one, two) in parts.items()}
     retention = None
     if tests[0].difference.low > 0:
         retention = bootstrap_interval(gain, retained, statistic=_ratio, paired=True, seed=seed)
