@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from datetime import date
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from palimpsest.corpus import FactWorld
-from palimpsest.errors import InputError, LeakError, SettingViolation
+from palimpsest.errors import CapabilityError, InputError, LeakError, SettingViolation
 from palimpsest.evaluation.gains import accuracies, gain, reading, transitions
 from palimpsest.evaluation.items import Item, items_hash, world_docs, world_items
 from palimpsest.evaluation.prompting import Budget, PromptMaker, Template
@@ -253,6 +254,18 @@ def test_leaks_stop_the_run_or_are_left_out_or_flagged(run, items):
 def test_bad_input_is_refused(run, bad, match):
     with pytest.raises(InputError, match=match):
         bad(run)
+
+
+def test_a_door_that_only_writes_is_asked_without_scores(run):
+    model = copy.copy(run.model)
+    model.capabilities = frozenset({"text"})
+    found = replace(run, model=model, items=run.items[:6]).run()
+    assert found.table["gold_logprob"].null_count() == found.table["answer_logprob"].null_count() == found.table.height
+    assert found.summary["abstention"] == {"param": None, "offline": None, "online": None}
+    assert set(found.curves) == {"freshness-lag"}
+    model.capabilities = frozenset({"logprobs"})
+    with pytest.raises(CapabilityError, match="Answering questions"):
+        replace(run, model=model).run()
 
 
 # --- the slot -----------------------------------------------------------------------------------------------------------------------
