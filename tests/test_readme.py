@@ -163,6 +163,11 @@ def test_the_page_of_a_result_shows_every_figure(tmp_path: Path, monkeypatch):
     assert drawn["systems/memfree-c-light.svg"] != drawn["systems/memfree-c-dark.svg"]
 
 
+def test_the_reference_holds_packages_in_packages():
+    assert "mcnemar" in hook("reference").page("stats")
+    assert "## palimpsest.evaluation.layers.contextual" in hook("reference").page("evaluation")
+
+
 def test_the_reference_holds_every_public_measurement():
     page = hook("reference").page("audit")
     for name in ("measure_extraction", "measure_probabilistic", "measure_membership"):

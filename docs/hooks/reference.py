@@ -16,11 +16,12 @@ PAGES = {
     "guard": "Filters of what may come out.",
     "models": "Doors to language models.",
     "training": "The training loop.",
-    "evaluation": "The audit and its steps.",
+    "evaluation": "The audit and its steps; the protocol of three settings, the four layers of memory, and the evaluation card.",
     "experiments": "Claim checks and the planted-corpus laboratory.",
     "report": "From an audit to a page.",
     "plot": "Figures.",
-    "core": "What all packages share: measurements, statistics, the catalogue, the tokenizer, files and errors.",
+    "stats": "Intervals, tests, corrections, agreement, sequential tests and sample sizes.",
+    "core": "What all packages share: measurements, the catalogue, the tokenizer, files and errors.",
 }
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields|Example):$")
 
@@ -43,7 +44,7 @@ def page(package: str) -> str:
     """The reference of one package."""
     folder = PACKAGE if package == "core" else PACKAGE / package
     lines = [f"# {'palimpsest' if package == 'core' else f'palimpsest.{package}'}", "", PAGES[package], ""]
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.glob("*.py") if package == "core" else folder.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         public = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
         if file.name == "__init__.py" or not public:

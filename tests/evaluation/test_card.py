@@ -63,10 +63,11 @@ def base(make_reader):
     learned = {fact.subject: f"{fact.object} surely" for fact in facts if fact.holds(CUT) and people.index(fact.subject) % 3}
     never = [Item(f"never/{k}", f"Where does {name} live?", (), ASKED, slice="unanswerable") for k, name in enumerate(["Zork", "Quux"])]
     reader = Moody(make_reader({}, []).tokenizer, learned, [*people, "Zork", "Quux"])
-    old = Snapshot(world_docs(world, [fact for fact in facts if fact.valid_from < CUT]))
+    decoys = [Doc(f"decoy/{name}", f"Live, live! Where {name} does, does, live?", CUT) for name in people[:2]]  # nearer, and of no use
+    old = Snapshot([*world_docs(world, [fact for fact in facts if fact.valid_from < CUT]), *decoys])
     items = [*world_items(world, "residence", ASKED), *never]
     budget = Budget(evidence_tokens=500, answer_tokens=60, k=5)
-    return ThreeSettingRun(reader, items, old, Snapshot(world_docs(world, facts)), budget=budget, on_leak="flag")
+    return ThreeSettingRun(reader, items, old, Snapshot([*world_docs(world, facts), *decoys]), budget=budget, on_leak="flag")
 
 
 def card_of(run, **more):

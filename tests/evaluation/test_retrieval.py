@@ -36,6 +36,13 @@ def test_the_ranking_is_that_of_the_formula(texts, query, k, year):
     assert all(passage.score == pytest.approx(scores[passage.doc.id]) for passage in found)
 
 
+def test_of_equal_documents_the_newest_comes_first():
+    docs = [Doc(name, "Ann lives in Rome", date(year, 1, 1)) for name, year in (("a", 2001), ("b", 2003), ("c", 2002), ("d", 2003))]
+    snapshot = Snapshot(docs)
+    assert [found.doc.id for found in snapshot.search("Rome", 9)] == ["b", "d", "c", "a"]
+    assert [found.doc.id for found in snapshot.search("Rome", 2, date(2002, 6, 1))] == ["c", "a"]
+
+
 def test_the_hash_is_of_the_content_and_not_of_the_order():
     docs = [Doc("a", "one", date(2001, 1, 1)), Doc("b", "two", date(2002, 1, 1))]
     snapshot = Snapshot(docs)

@@ -243,7 +243,7 @@ def test_leaks_stop_the_run_or_are_left_out_or_flagged(run, items):
         (lambda run: replace(run, seeds=()).run(), "no seeds"),
         (lambda run: Template("{question} {evidence}"), "slots"),
         (lambda run: Template("{evidence}"), "slots"),
-        (lambda run: Template(filler=" "), "filler"),
+        (lambda run: Template(filler=""), "filler"),
         (lambda run: Budget(k=0), "k is 0"),
         (lambda run: replace(run.items[0], golds=("Nowhere",)), "history"),
         (lambda run: Item("i", "Who?", (), ASKED), "0 golds"),

@@ -77,7 +77,7 @@ class Template:
             raise InputError(
                 f"The template {self.text!r} has these slots: {counts}.", "Give {evidence} once and, after it, {question} once."
             )
-        if not self.filler.strip():
+        if not self.filler:
             raise InputError("The filler is empty.", "Give a neutral text.")
 
     @property

@@ -126,7 +126,7 @@ class Snapshot:
         return sha256_json([[doc.id, doc.hash, doc.published_at.isoformat(), doc.source] for doc in self.docs])
 
     def search(self, query: str, k: int, as_of: date | None = None) -> list[Passage]:
-        """See `Retriever.search`; documents that share no word with the query are not found, equal scores are in the order of ids.
+        """See `Retriever.search`; documents that share no word with the query are not found, of equal scores the newest comes first.
 
         Raises:
             InputError: k < 1.
@@ -141,5 +141,5 @@ class Snapshot:
         if as_of is not None:
             scores[self._days > day(as_of, "as_of").toordinal()] = 0.0
         found = np.flatnonzero(scores)
-        best = found[np.argsort(-scores[found], kind="stable")[:k]]
+        best = found[np.lexsort((-self._days[found], -scores[found]))[:k]]  # and of one day, the first id
         return [Passage(self.docs[i], float(scores[i])) for i in best.tolist()]
