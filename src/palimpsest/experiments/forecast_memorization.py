@@ -28,11 +28,10 @@ from scipy import stats
 from palimpsest.audit.extraction import measure_extraction
 from palimpsest.audit.forecast import forecast, memorization_scores, recommend, training_compute
 from palimpsest.audit.samples import PrefixSuffix
-from palimpsest.errors import InputError
 from palimpsest.experiments import extraction_laws
 from palimpsest.experiments.canaries import build_model, train_suite
 from palimpsest.experiments.checkpoints import seen_by, train_checkpoints
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.lab_data import stream
 from palimpsest.measurement import Measurement
 from palimpsest.models import HFModel
@@ -57,9 +56,8 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in ("smoke", "cpu"):
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
-    config = replace(CPU if scale == "cpu" else SMOKE, seed=seed)
+    full = decides(scale)
+    config = replace(CPU if full else SMOKE, seed=seed)
     *smaller, largest = config.sizes
     data = stream(config)
     suite = train_suite(replace(config, sizes=tuple(smaller)), data=data)
@@ -91,7 +89,7 @@ def run(scale: str, seed: int) -> Claim:
     ]
     names = {share: model.name for share, model in moments.items()}
     claimed = claimed_checks(result, smaller, names, {size: names[share] for size, share in equal.items()}, seed)
-    checks += claimed if scale == "cpu" else [replace(check, threshold=None) for check in claimed]
+    checks += claimed if full else [replace(check, threshold=None) for check in claimed]
     rows = result.table.filter(pl.col("scope") != "seen").to_dicts()
     return Claim("forecast-memorization", STATEMENT, checks, rows, seed, scale, _notes(result, truth), list(result.curves.values()))
 

@@ -32,7 +32,7 @@ from palimpsest.audit.memorization_predictor import SEED, TaxonomyPredictor, ava
 from palimpsest.errors import InputError
 from palimpsest.experiments.canaries import CanaryConfig
 from palimpsest.experiments.checkpoints import train_checkpoints
-from palimpsest.experiments.claim import Check, Claim
+from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.memorization_families import FAMILIES, FamilySizes, draw_families
 from palimpsest.experiments.planted_texts import train_tokenizer
 from palimpsest.measurement import Curve, Measurement, Series
@@ -43,7 +43,7 @@ STATEMENT = (
 )
 EPOCHS, LR, BATCH = 12, 1.2e-3, 16
 SPLITS = 5
-SIZES = {"cpu": FamilySizes(), "smoke": FamilySizes(recite=6, reconstruct=24, recollect=30)}
+CPU, SMOKE = FamilySizes(), FamilySizes(recite=6, reconstruct=24, recollect=30)
 
 
 def run(scale: str, seed: int) -> Claim:
@@ -56,15 +56,14 @@ def run(scale: str, seed: int) -> Claim:
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
     """
-    if scale not in SIZES:
-        raise InputError(f"The experiment has no scale {scale!r}.", "Run it at 'smoke' or 'cpu'.")
+    full = decides(scale)
     tokenizer = train_tokenizer(CanaryConfig().vocab_size)
-    families = draw_families(tokenizer, SIZES[scale], seed)
+    families = draw_families(tokenizer, CPU if full else SMOKE, seed)
     epoch = families.rows()
     rng = np.random.default_rng((seed, 31))
-    rows = np.concatenate([epoch[rng.permutation(len(epoch))] for _ in range(EPOCHS if scale == "cpu" else 2)])
-    size = "m" if scale == "cpu" else "s"
-    warmup = 100 if scale == "cpu" else 5
+    rows = np.concatenate([epoch[rng.permutation(len(epoch))] for _ in range(EPOCHS if full else 2)])
+    size = "m" if full else "s"
+    warmup = 100 if full else 5
     config = CanaryConfig(sizes=(size,), n_sequences=len(rows), seq_len=rows.shape[1], batch_size=BATCH, lr=LR, warmup=warmup, seed=seed)
     model = train_checkpoints(config, rows, tokenizer, size)[1.0]
     measured = measure_memorization_classes(model, families.samples, families.index(), window="sequence")
@@ -79,7 +78,7 @@ def run(scale: str, seed: int) -> Claim:
     ]  # fmt: skip
     compared = compare(table, seed)
     claimed = claimed_checks(compared)
-    checks += claimed if scale == "cpu" else [replace(check, threshold=None) for check in claimed]
+    checks += claimed if full else [replace(check, threshold=None) for check in claimed]
     return Claim(
         "memory-taxonomy", STATEMENT, checks, _rows(measured, made, compared), seed, scale, _notes(measured, compared), _curves(compared)
     )
