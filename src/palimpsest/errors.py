@@ -103,3 +103,28 @@ class MissingDependencyError(PalimpsestError, ImportError):
 
 class ClusterError(PalimpsestError, RuntimeError):
     """A Ray cluster that cannot be reached, or that lost a piece of work for good."""
+
+
+class IllegalTransition(PalimpsestError):
+    """A governed item was asked to go from one state to another that does not follow it."""
+
+
+class LedgerBrokenError(PalimpsestError):
+    """A log whose chain of hashes is broken.
+
+    Args:
+        problem, remedy: as of every error.
+        seq: the first entry that is not what was written.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", seq: int = 0) -> None:
+        self.seq = seq
+        super().__init__(problem, remedy)
+
+
+class EditFailedError(PalimpsestError):
+    """An edit was made, did not have its effect, and was taken back."""
+
+
+class WeightsMissingError(PalimpsestError):
+    """A version whose weights are gone or damaged was asked for."""

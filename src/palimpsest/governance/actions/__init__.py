@@ -1,0 +1,1 @@
+"""Actions: the ways in which a governed memory is changed, each with its way back."""

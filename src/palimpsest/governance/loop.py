@@ -1,0 +1,317 @@
+"""The loop: admission → rollout → monitoring → rollback → change audit, as a state machine over a log (system 104, DMM-Gov).
+
+Zhang et al. 2025, arXiv 2509.18868; the stages are the paper's, the forms ours. A request is proposed, tried by an action on a shadow copy,
+and admitted only if it meets the policy's thresholds. What was tried is saved as a version, and this version, not the action run again,
+is what is rolled out: to a growing share of sessions, then to all. A breach, or a command, brings back the version before, to the bit, by
+its weights on disk; so every action is exactly reversible here, and no test of behaviour has to stand in for equality.
+
+One change is rolled out at a time, and rollbacks go last in, first out: a version holds everything that was changed before it. The states
+and the files are those of `palimpsest.governance.record`:
+
+    folder/  policy.json  ledger.jsonl  requests/<hash>.json  evidence/<hash>.json  observations/<item>.jsonl  versions/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from palimpsest.errors import EditFailedError, InputError, PalimpsestError
+from palimpsest.files import storage_errors, write_json, write_text
+from palimpsest.governance.actions.base import Action
+from palimpsest.governance.actions.factory import make_action
+from palimpsest.governance.actions.overrides import Joint
+from palimpsest.governance.admission import measure_change
+from palimpsest.governance.items import ChangeRequest, Conflict, ConflictRule
+from palimpsest.governance.ledger import Ledger
+from palimpsest.governance.mediation import mediation, untouched
+from palimpsest.governance.monitor import Observation, watch
+from palimpsest.governance.policy import Policy
+from palimpsest.governance.record import Position, Record, State
+from palimpsest.governance.router import route
+from palimpsest.governance.system import System
+from palimpsest.governance.versions import Versions
+from palimpsest.measurement import Measurement
+
+EDITS = frozenset({"rome", "memit"})
+
+
+class Governor(Record):
+    """Governs the memory of one system, in a folder.
+
+    Args:
+        folder: made by `Governor.init`.
+        system: the running system; it must be at the version that the log says is in force.
+        actor: who acts; stands in every entry.
+        actions: makes an action from its name and a request; by default `palimpsest.governance.actions.factory.make_action`.
+
+    Raises:
+        ModelNotFoundError: the folder holds no governed memory.
+        LedgerBrokenError: its log is broken.
+
+    Example:
+        >>> governor = Governor.init("governed", system)                 # doctest: +SKIP
+        >>> item = governor.propose(request)                             # doctest: +SKIP
+        >>> governor.admit(item).summary["admitted"]                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self, folder: str | Path, system: System, *, actor: str = "", actions: Callable[[str, ChangeRequest], Action] = make_action
+    ) -> None:
+        super().__init__(folder, actor)
+        self.system, self._make = system, actions
+
+    @classmethod
+    def init(cls, folder: str | Path, system: System, policy: Policy | None = None, *, actor: str = "", **options: Any) -> Governor:
+        """Begins to govern a system: saves it as the first version and opens the log.
+
+        Args:
+            folder: must not hold a governed memory yet.
+            policy: the thresholds; defaults by default.
+
+        Raises:
+            InputError: the folder is taken.
+            StorageError: it cannot be written.
+        """
+        folder = Path(folder)
+        if (folder / "ledger.jsonl").exists():
+            raise InputError(f"{folder} already holds a governed memory.", "Choose another folder.")
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        version = Versions(folder / "versions").save(system)
+        chosen = policy or Policy()
+        write_json(folder / "policy.json", chosen.to_dict())
+        entry = {"event": "init", "actor": actor, "live": version, "model": system.state["model"], "policy": chosen.hash}
+        Ledger(folder / "ledger.jsonl").append(entry)
+        return cls(folder, system, actor=actor, **options)
+
+    def change_policy(self, policy: Policy) -> None:
+        """Puts other thresholds in force, for all that is decided from now on.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self.ledger.append({"event": "policy", "actor": self.actor, "before": self.policy.hash, "policy": policy.hash})
+        write_json(self.folder / "policy.json", policy.to_dict())
+        self.policy = policy
+
+    def propose(self, request: ChangeRequest) -> str:
+        """Enters a request into the log; returns the item's name.
+
+        Raises:
+            InputError: it is the same as one that is under way, or supersedes an item that there is not.
+        """
+        positions = self.positions()
+        for name, place in positions.items():
+            if place.state in (State.PROPOSED, State.ADMITTED, State.CANARY, State.FULL) and self.item(name).request == request:
+                raise InputError(f"The same request is {place.state} as {name!r}.", "Wait for it, or change the request.")
+        version = 1 if request.supersedes is None else self.item(request.supersedes).version + 1
+        write_json(self.folder / "requests" / f"{request.hash}.json", request.to_dict())
+        name = f"{request.kind}-{len(positions) + 1}"
+        self._move(name, None, State.PROPOSED, "proposed", extra={"request": request.hash, "version": version, "owner": request.owner})
+        return name
+
+    def admit(
+        self, item: str, action: str | None = None, *, secrets: Sequence[tuple[str, str]] = (), day: date | None = None
+    ) -> Measurement:
+        """Tries an item on a shadow copy of what is in force, and admits or rejects it.
+
+        Args:
+            action: which action carries it out; by default the first of its route (all of them where the route is joint).
+            secrets, day: see `measure_change`.
+
+        Returns:
+            The measurement; `summary["admitted"]` is the decision. An edit that does not take is rejected, with `summary["error"]`.
+
+        Raises:
+            IllegalTransition: the item is not proposed.
+            InputError: another change is being rolled out, an unknown action, or a conflict that a person must settle.
+        """
+        self._require(item, State.ADMITTED)
+        self._alone(item)
+        request, live = self.item(item).request, self._running()
+        chosen = route(request, self.policy)
+        names = (action,) if action else chosen.actions if chosen.joint else chosen.actions[:1]
+        rule = f"{'named' if action else chosen.rule}: {' + '.join(names)}"
+        conflicts = self._conflicts(item, request)
+        parts = [self._make(name, request) for name in names]
+        made = parts[0] if len(parts) == 1 else Joint(parts)
+        shadow, began = self.system.shadow(), time.perf_counter()
+        try:
+            handle = made.apply(shadow)
+        except EditFailedError as error:
+            empty = pl.DataFrame(schema={"kind": pl.String})
+            result = Measurement("admission", empty, {"admitted": False, "failed": ["edit"], "clauses": {}, "error": str(error)}, {})
+            self._move(item, State.PROPOSED, State.REJECTED, f"{rule}; {error.problem}", before=live, evidence=self._keep(result))
+            return result
+        edited = list(handle.weights)
+        has_margin = set(names) <= EDITS and any(fact.old is not None for fact in request.facts)
+        result = measure_change(
+            self.system,
+            shadow,
+            request,
+            self.policy,
+            conflicts=conflicts,
+            secrets=secrets,
+            mediated=mediation(self.system, shadow, edited, request.facts) if has_margin else None,
+            strays=len(untouched(self.system, shadow, edited)) if set(names) <= EDITS else None,
+            day=day,
+        )
+        result.summary |= {"action": list(names), "report": handle.details.get("report", {}), "seconds": time.perf_counter() - began}
+        if not result.summary["admitted"]:
+            failed = ", ".join(result.summary["failed"])
+            self._move(item, State.PROPOSED, State.REJECTED, f"{rule}; not met: {failed}", before=live, evidence=self._keep(result))
+            return result
+        version, model = self.versions.save(shadow), shadow.state["model"]
+        self._move(item, State.PROPOSED, State.ADMITTED, rule, before=live, after=version, evidence=self._keep(result), model=model)
+        return result
+
+    def rollout(self, item: str) -> Position:
+        """Takes an item to its next stage; at the last one the running system becomes the version with the change.
+
+        Raises:
+            IllegalTransition: it is not admitted, or is full already.
+            InputError: what it was admitted on is no longer in force, another change is under way, or this stage has too few observations.
+            WeightsMissingError: the version is gone; the running system stays as it is.
+        """
+        place = self.position(item)
+        self._require(item, State.CANARY if place.state is State.ADMITTED else State.FULL)
+        self._alone(item)
+        live = self._running()
+        if live != place.parent:
+            raise InputError(
+                f"{item} was admitted on version {str(place.parent)[:12]}, but {live[:12]} is in force.", "Propose and admit it anew."
+            )
+        if place.state is State.CANARY:
+            seen, needed = len(self.observations(item, place.share)), self.policy.min_sample
+            if seen < needed:
+                raise InputError(
+                    f"{item} has {seen} observations at {place.share:.0%}; the policy asks for {needed} before the next stage.",
+                    "Let it run, and give what was observed to `monitor`.",
+                )
+        share = next(stage for stage in self.policy.stages if stage > place.share)
+        assert place.version is not None
+        if share < 1:
+            self._move(item, place.state, State.CANARY, f"stage {share:g}", share, live, place.version)
+            return self.position(item)
+        superseded = self.item(item).request.supersedes
+        self._restore(item, place.version, "rollout")
+        model = self.system.state["model"]
+        self._move(item, place.state, State.FULL, "stage 1", 1.0, live, place.version, live=place.version, model=model)
+        if superseded is not None and self.position(superseded).state is State.FULL:
+            old = self.position(superseded)
+            self._move(superseded, State.FULL, State.SUPERSEDED, f"superseded by {item}", 0.0, old.parent, old.version)
+        return self.position(item)
+
+    def monitor(self, item: str, observations: Sequence[Observation]) -> Measurement:
+        """Adds what was observed of an item, tests all that was ever observed of it, and rolls it back on a breach.
+
+        Sessions that do not see the change are refused: they say nothing of it.
+
+        Raises:
+            IllegalTransition: nobody sees the item.
+            InputError: no observations, or one of a session that does not see it.
+        """
+        place = self.position(item)
+        self._require(item, State.ROLLED_BACK)
+        strangers = [o.session for o in observations if not place.shown_to(o.session)]
+        if strangers:
+            raise InputError(f"The session {strangers[0]!r} does not see {item} at {place.share:.0%}.", "Ask `sees` first.")
+        path = self.folder / "observations" / f"{item}.jsonl"
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = [json.dumps({"share": place.share, "observation": asdict(o)}) + "\n" for o in observations]
+        result = watch([*self.observations(item), *observations], self.policy)
+        write_text(path, before + "".join(lines))
+        self._note(
+            item, "monitored", {"n": result.summary["n"], "share": place.share, "breach": result.summary["breach"]}, self._keep(result)
+        )
+        if result.summary["breach"] is not None:
+            self.rollback(item, f"breach of {result.summary['breach']['rate']}")
+        return result
+
+    def rollback(self, item: str, reason: str = "by command") -> Position:
+        """Takes a change back: the running system becomes, to the bit, the version before it.
+
+        Raises:
+            IllegalTransition: nobody sees the item.
+            InputError: another change was built on it.
+            WeightsMissingError: the version before is gone; the attempt is logged, item and running system stay as they are.
+        """
+        began = time.perf_counter()
+        place = self.position(item)
+        self._require(item, State.ROLLED_BACK)
+        if place.state is State.FULL and self.live() != place.version:
+            later = [name for name, p in self.positions().items() if p.state in (State.FULL, State.EXPIRED) and p.seq > place.seq]
+            raise InputError(f"{', '.join(later) or 'A later change'} was built on {item}.", "Take back the later changes first.")
+        assert place.parent is not None
+        if self.versions.identify(self.system) != place.parent:  # a canary never became the running system
+            self._restore(item, place.parent, "rollback")
+        extra = {"seconds_to_restore": round(time.perf_counter() - began, 4)}
+        model = self.system.state["model"]
+        self._move(
+            item, place.state, State.ROLLED_BACK, reason, 0.0, place.parent, place.version, live=place.parent, model=model, extra=extra
+        )
+        superseded = self.item(item).request.supersedes
+        if superseded is not None and self.position(superseded).state is State.SUPERSEDED:
+            old = self.position(superseded)
+            self._move(superseded, State.SUPERSEDED, State.FULL, f"{item} was rolled back", 1.0, old.parent, old.version)
+        return self.position(item)
+
+    def expire(self, item: str, reason: str = "expired") -> Position:
+        """Ends an item: one that was not rolled out is dropped; the knowledge of one that is full is declared out of date, but stays.
+
+        Raises:
+            IllegalTransition: it is neither proposed, admitted nor full.
+        """
+        place = self.position(item)
+        self._require(item, State.EXPIRED)
+        self._move(item, place.state, State.EXPIRED, reason, 0.0, place.parent, place.version)
+        return self.position(item)
+
+    def _conflicts(self, item: str, request: ChangeRequest) -> list[Conflict]:
+        """What contradicts the request; where a person must settle it, the request is held."""
+        conflicts = ConflictRule(dict(self.policy.trust)).conflicts(request, self.in_force())
+        held = [conflict for conflict in conflicts if not conflict.resolved]
+        if len({conflict.key for conflict in held}) > self.policy.conflicts * len(request.facts):
+            first = held[0]
+            self._note(item, "held", {"conflicts": [asdict(conflict) for conflict in held]})
+            raise InputError(
+                f"{item} says {first.new!r} of {' / '.join(first.key)}, {first.item} says {first.old!r}, and its source is trusted more.",
+                f"Decide: propose it again with supersedes = {first.item!r}, or leave it.",
+            )
+        return conflicts
+
+    def _running(self) -> str:
+        """The version in force, after the running system was compared with it.
+
+        Raises:
+            InputError: the running system is another.
+        """
+        live, running = self.live(), self.versions.identify(self.system)
+        if running != live:
+            raise InputError(
+                f"The running system is version {running[:12]}, the log says that {live[:12]} is in force: it was changed past the log.",
+                "Restore it with governor.versions.restore(governor.live(), system).",
+            )
+        return live
+
+    def _restore(self, item: str, version: str, what: str) -> None:
+        try:
+            self.versions.restore(version, self.system)
+        except PalimpsestError as error:
+            self._note(item, f"{what} failed", {"version": version, "error": error.problem})
+            raise
+        if self.versions.identify(self.system) != version:
+            raise EditFailedError(f"The running system is not version {version[:12]} after it was restored.", "Stop what else changes it.")
+
+    def _alone(self, item: str) -> None:
+        others = [name for name, place in self.positions().items() if name != item and place.state is State.CANARY]
+        if others:
+            raise InputError(f"{others[0]} is being rolled out.", "Take it to the end, or back, before another change is tried.")
