@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from palimpsest.errors import InputError
 from palimpsest.governance.actions.base import Action
+from palimpsest.governance.actions.memit import MemitEdit
 from palimpsest.governance.actions.overrides import GuardRule, StoreDelete, StoreUpsert
+from palimpsest.governance.actions.rome import RomeEdit
 from palimpsest.governance.items import ChangeRequest
 
 ACTIONS: dict[str, Callable[[ChangeRequest], Action]] = {
+    "rome": lambda request: RomeEdit(request.facts),
+    "memit": lambda request: MemitEdit(request.facts),
     "store": lambda request: StoreUpsert(request.facts, request.source),
     "store_delete": lambda request: StoreDelete(request.facts),
     "guard": lambda request: GuardRule(request.facts),

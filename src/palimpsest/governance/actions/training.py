@@ -1,0 +1,275 @@
+"""Actions that train: a low-rank adapter, and going on from the present weights; both are configurations of `training/loop.py`.
+
+*LoRA* (Hu et al., ICLR 2022, arXiv 2106.09685, through peft): W + (α/r) B A with B = 0 at first, the base frozen. After training the
+product is folded into W, so that one version is one set of weights; the handle keeps the base, and taking the action back is exact.
+*Full* is what the survey calls DAPT and TAPT (Gururangan et al., ACL 2020): the same loss on more text, every weight free.
+
+The text of a fact is its cue and value, in every wording that may be used (`prompt` and `cues`, never the paraphrases it is judged by), one
+row each, padded; the loss is on the value alone, or on all tokens of the texts of a request. To train on the general text beside it
+(`replay` rows for every row of the request) is the simplest guard against forgetting it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from palimpsest.errors import InputError, MissingDependencyError
+from palimpsest.governance.actions.base import Action, Cost, Handle, keep_weights
+from palimpsest.governance.actions.decoder import DownProjection, down_projections
+from palimpsest.governance.items import ChangeRequest
+from palimpsest.governance.system import System
+from palimpsest.models.hf import HFModel
+from palimpsest.taxonomy import AccessPath, Controllability, Location, Persistence, Quadruple, Revert, WritePath
+from palimpsest.training.batch import IGNORE, PackedBatch
+from palimpsest.training.loop import TrainConfig, Trainer
+
+TUNED = Quadruple(
+    Location.WEIGHTS,
+    Persistence.PERMANENT,
+    WritePath.FINETUNE,
+    AccessPath.FORWARD,
+    Controllability(versioned=True, revert=Revert.EXACT),
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row to train on.
+
+    Attributes:
+        ids: token ids, BOS included where the model wants it.
+        first: the first position whose id is asked for, at least 1.
+    """
+
+    ids: tuple[int, ...]
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class ExampleBatches:
+    """Batches of examples of different length, in a new order each epoch; see `palimpsest.training.batch.BatchSource`.
+
+    Args:
+        examples: at least one.
+        batch_size: examples a batch.
+        pad_id: fills rows on the right; never seen and never asked for.
+        seed: of the order.
+
+    Raises:
+        InputError: no examples, or one that asks for nothing.
+    """
+
+    examples: Sequence[Example]
+    batch_size: int
+    pad_id: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bad = [e for e in self.examples if not 1 <= e.first < len(e.ids)]
+        if not self.examples or bad or self.batch_size < 1:
+            raise InputError(
+                f"There are {len(self.examples)} examples, {len(bad)} of them ask for nothing; batch_size is {self.batch_size}.",
+                "Give examples with at least one token after the first.",
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.examples) // self.batch_size)
+
+    def __getitem__(self, k: int) -> PackedBatch:
+        epoch, batch = divmod(k, len(self))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
+        return packed([self.examples[i] for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]], self.pad_id)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the examples and of how they are dealt."""
+        return hashlib.sha256(repr((tuple(self.examples), self.batch_size, self.pad_id, self.seed)).encode()).hexdigest()
+
+
+def packed(examples: Sequence[Example], pad_id: int) -> PackedBatch:
+    """One batch of these examples, padded on the right, with targets from `first` on."""
+    width = max(len(example.ids) for example in examples)
+    rows = np.full((len(examples), width), pad_id, dtype=np.int64)
+    segments = np.zeros((len(examples), width), dtype=np.int64)
+    for place, example in enumerate(examples):
+        rows[place, : len(example.ids)] = example.ids
+        segments[place, : len(example.ids)] = 1
+    batch = PackedBatch.from_rows(rows, segments)
+    labels = batch.labels.clone()
+    for place, example in enumerate(examples):
+        labels[place, : example.first - 1] = IGNORE
+    return replace(batch, labels=labels)
+
+
+def value_examples(system: System, request: ChangeRequest, *, old: bool = False) -> list[Example]:
+    """The facts of a request in every wording that may be used, asked for the value (the old one with `old`), and its texts, asked for all."""
+    model = system.model
+    bos = [model.tokenizer.bos_id] if model.prepends_bos else []
+    found = []
+    for fact in request.facts:
+        value = fact.old if old else fact.target
+        if value is None:
+            raise InputError(f"{' / '.join(fact.key)} has no {'old' if old else 'new'} value.", "Give one, or choose another action.")
+        for cue in (fact.prompt, *fact.cues):
+            ids, target = system.pair(cue, value)
+            found.append(Example((*bos, *ids, *target), len(bos) + len(ids)))
+    for ids in model.tokenizer.encode_batch(list(request.texts)):
+        found.append(Example((*bos, *ids[: model.room])))
+    return found
+
+
+def general_examples(system: System) -> list[Example]:
+    """The general texts as examples, asked for all.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not len(system.general):
+        raise InputError("The system has no general text.", "Give some: it is what must be kept.")
+    bos = [system.model.tokenizer.bos_id] if system.model.prepends_bos else []
+    return [Example((*bos, *map(int, row))) for row in system.general]
+
+
+def pad_id_of(model: HFModel) -> int:
+    """What rows are filled with: it is never seen, so any id will do."""
+    return model.tokenizer.pad_id if model.tokenizer.pad_id is not None else 0
+
+
+class FullUpdate(Action):
+    """Goes on training every weight (DAPT, TAPT, plain fine-tuning).
+
+    Args:
+        request: facts with targets, or texts.
+        config: how; by default 30 epochs at 1e-4.
+        batch_size: examples a step.
+        replay: general texts for every example of the request, mixed in.
+
+    Raises:
+        InputError: a fact without a new value.
+
+    Example:
+        >>> handle = FullUpdate(request).apply(system)        # doctest: +SKIP
+    """
+
+    name = "full"
+    memory: ClassVar[Quadruple] = TUNED
+
+    def __init__(self, request: ChangeRequest, config: TrainConfig | None = None, batch_size: int = 8, replay: float = 0.0) -> None:
+        if replay < 0:
+            raise InputError(f"replay is {replay}.", "Give 0 or more general texts for every example.")
+        self.request, self.config, self.batch_size, self.replay = request, config, batch_size, replay
+
+    def _data(self, system: System) -> ExampleBatches:
+        examples = value_examples(system, self.request)
+        extra = round(self.replay * len(examples))
+        if extra:
+            kept = general_examples(system)
+            order = np.random.default_rng(0).permutation(len(kept))
+            examples += [kept[order[i % len(kept)]] for i in range(extra)]
+        return ExampleBatches(examples, self.batch_size, pad_id_of(system.model))
+
+    def _config(self, batches: ExampleBatches) -> TrainConfig:
+        return self.config or TrainConfig(30 * len(batches), lr=1e-4, warmup=len(batches), weight_decay=0.0)
+
+    def _apply(self, system: System, handle: Handle) -> None:
+        data = self._data(system)
+        keep_weights(system, handle)
+        with training(system.model):
+            metrics = Trainer(system.model.model, self._config(data)).fit(data)
+        handle.details["report"] = {"steps": len(metrics), "loss": [metrics[0]["loss"], metrics[-1]["loss"]]}
+
+    def estimate_cost(self, system: System) -> Cost:
+        """All steps, forwards and backwards."""
+        data = self._data(system)
+        steps = self._config(data).steps
+        tokens = sum(data[k].n_tokens for k in range(min(steps, len(data))))
+        total = round(tokens * steps / min(steps, len(data)))
+        return Cost(total, total, sum(p.numel() for p in system.model.model.parameters()))
+
+
+class LoraUpdate(FullUpdate):
+    """Trains a low-rank adapter and folds it in.
+
+    Args:
+        request, config, batch_size, replay: as for `FullUpdate`; by default 30 epochs at 1e-3.
+        rank, alpha: r and α.
+        targets: names of the linear maps that get an adapter, as peft takes them; by default the down-projections of all MLPs.
+
+    Raises:
+        InputError: a rank below 1.
+        MissingDependencyError: peft is not installed.
+    """
+
+    name = "lora"
+
+    def __init__(
+        self,
+        request: ChangeRequest,
+        config: TrainConfig | None = None,
+        batch_size: int = 8,
+        replay: float = 0.0,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        targets: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(request, config, batch_size, replay)
+        if rank < 1 or not alpha > 0:
+            raise InputError(f"rank is {rank}, alpha {alpha}.", "Give a rank of at least 1 and a positive alpha.")
+        self.rank, self.alpha, self.targets = rank, alpha, targets
+
+    def _config(self, batches: ExampleBatches) -> TrainConfig:
+        return self.config or TrainConfig(30 * len(batches), lr=1e-3, warmup=len(batches), weight_decay=0.0)
+
+    def _apply(self, system: System, handle: Handle) -> None:
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingDependencyError("A LoRA update needs peft.", "Install it with: pip install 'palimpsest-lm[train]'.") from error
+        data = self._data(system)
+        places = down_projections(system.model)
+        targets = list(self.targets or [place.name.removesuffix(".weight") for place in places])
+        keep_weights(system, handle)
+        settings = peft.LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, target_modules=targets, fan_in_fan_out=_transposed(places), task_type="CAUSAL_LM"
+        )
+        flags = {name: parameter.requires_grad for name, parameter in system.model.model.named_parameters()}
+        torch.manual_seed(self._config(data).seed)
+        try:
+            adapted: Any = peft.get_peft_model(system.model.model, settings)
+        except ValueError as error:
+            raise InputError(f"peft cannot adapt {targets[:3]}: {error}.", "Name linear maps of this model.") from error
+        try:
+            with training(system.model):
+                metrics = Trainer(adapted, self._config(data)).fit(data)
+        except BaseException:
+            system.model.model = adapted.unload()
+            raise
+        system.model.model = adapted.merge_and_unload()
+        system.model.model.eval()
+        for name, parameter in system.model.model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        handle.details["report"] = {"steps": len(metrics), "loss": [metrics[0]["loss"], metrics[-1]["loss"]], "rank": self.rank}
+
+
+def _transposed(places: Sequence[DownProjection]) -> bool:
+    """Whether the maps store their weights transposed, as peft asks."""
+    return places[0].weight.shape != places[0].module.weight.shape or not isinstance(places[0].module, torch.nn.Linear)
+
+
+@contextmanager
+def training(model: HFModel) -> Any:
+    """Evaluation mode comes back after training, whatever happens."""
+    try:
+        yield
+    finally:
+        model.model.eval()
