@@ -12,7 +12,7 @@ row each, padded; the loss is on the value alone, or on all tokens of the texts 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from palimpsest.errors import InputError, MissingDependencyError
 from palimpsest.governance.actions.base import Action, Cost, Handle, keep_weights
-from palimpsest.governance.actions.decoder import DownProjection, down_projections
+from palimpsest.governance.actions.decoder import down_projections
 from palimpsest.governance.items import ChangeRequest
 from palimpsest.governance.system import System
 from palimpsest.models.hf import HFModel
@@ -84,10 +85,14 @@ class ExampleBatches:
         """Batches in an epoch."""
         return -(-len(self.examples) // self.batch_size)
 
-    def __getitem__(self, k: int) -> PackedBatch:
+    def chosen(self, k: int) -> list[Example]:
+        """The examples of batch k."""
         epoch, batch = divmod(k, len(self))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
-        return packed([self.examples[i] for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]], self.pad_id)
+        return [self.examples[i] for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+    def __getitem__(self, k: int) -> PackedBatch:
+        return packed(self.chosen(k), self.pad_id)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,9 +116,14 @@ def packed(examples: Sequence[Example], pad_id: int) -> PackedBatch:
 
 
 def value_examples(system: System, request: ChangeRequest, *, old: bool = False) -> list[Example]:
-    """The facts of a request in every wording that may be used, asked for the value (the old one with `old`), and its texts, asked for all."""
-    model = system.model
-    bos = [model.tokenizer.bos_id] if model.prepends_bos else []
+    """The facts of a request in every wording that may be used, and its texts.
+
+    Facts are asked for the value alone (with `old`, the old one), texts for everything.
+
+    Raises:
+        InputError: a fact without that value.
+    """
+    model, bos = system.model, leading(system)
     found = []
     for fact in request.facts:
         value = fact.old if old else fact.target
@@ -135,8 +145,14 @@ def general_examples(system: System) -> list[Example]:
     """
     if not len(system.general):
         raise InputError("The system has no general text.", "Give some: it is what must be kept.")
-    bos = [system.model.tokenizer.bos_id] if system.model.prepends_bos else []
+    bos = leading(system)
     return [Example((*bos, *map(int, row))) for row in system.general]
+
+
+def leading(system: System) -> list[int]:
+    """What stands before every text: BOS, or nothing."""
+    bos = system.model.tokenizer.bos_id
+    return [bos] if system.model.prepends_bos and bos is not None else []
 
 
 def pad_id_of(model: HFModel) -> int:
@@ -219,7 +235,7 @@ class LoraUpdate(FullUpdate):
         replay: float = 0.0,
         *,
         rank: int = 8,
-        alpha: float = 16.0,
+        alpha: int = 16,
         targets: Sequence[str] | None = None,
     ) -> None:
         super().__init__(request, config, batch_size, replay)
@@ -240,7 +256,11 @@ class LoraUpdate(FullUpdate):
         targets = list(self.targets or [place.name.removesuffix(".weight") for place in places])
         keep_weights(system, handle)
         settings = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=targets, fan_in_fan_out=_transposed(places), task_type="CAUSAL_LM"
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=targets,
+            fan_in_fan_out=isinstance(places[0].module, Conv1D),
+            task_type="CAUSAL_LM",
         )
         flags = {name: parameter.requires_grad for name, parameter in system.model.model.named_parameters()}
         torch.manual_seed(self._config(data).seed)
@@ -248,26 +268,20 @@ class LoraUpdate(FullUpdate):
             adapted: Any = peft.get_peft_model(system.model.model, settings)
         except ValueError as error:
             raise InputError(f"peft cannot adapt {targets[:3]}: {error}.", "Name linear maps of this model.") from error
+        trained = False
         try:
             with training(system.model):
                 metrics = Trainer(adapted, self._config(data)).fit(data)
-        except BaseException:
-            system.model.model = adapted.unload()
-            raise
-        system.model.model = adapted.merge_and_unload()
-        system.model.model.eval()
-        for name, parameter in system.model.model.named_parameters():
-            parameter.requires_grad_(flags[name])
+            trained = True
+        finally:
+            system.model.model = (adapted.merge_and_unload() if trained else adapted.unload()).eval()
+            for name, parameter in system.model.model.named_parameters():
+                parameter.requires_grad_(flags[name])
         handle.details["report"] = {"steps": len(metrics), "loss": [metrics[0]["loss"], metrics[-1]["loss"]], "rank": self.rank}
 
 
-def _transposed(places: Sequence[DownProjection]) -> bool:
-    """Whether the maps store their weights transposed, as peft asks."""
-    return places[0].weight.shape != places[0].module.weight.shape or not isinstance(places[0].module, torch.nn.Linear)
-
-
 @contextmanager
-def training(model: HFModel) -> Any:
+def training(model: HFModel) -> Iterator[None]:
     """Evaluation mode comes back after training, whatever happens."""
     try:
         yield

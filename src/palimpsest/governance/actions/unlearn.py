@@ -5,10 +5,11 @@ f are the facts to forget (their old values), r the general text to retain; ℓ 
 * *ga*, gradient ascent with KL (Jang et al., ACL 2023, arXiv 2210.01504; the KL to the model before as in Yao et al., arXiv 2310.10683):
   −ℓ(f) + λ KL(π_ref ‖ π_θ)(r). The ascent has no bound: it is stopped by `ceiling`, at the loss of a blind guess by default.
 * *graddiff* (Liu et al., 2022): −ℓ(f) + λ ℓ(r), with the same ceiling.
-* *npo*, preference loss with negatives alone (Zhang et al., COLM 2024, arXiv 2404.05868): (2/β) E log(1 + (π_θ(f)/π_ref(f))^β) + λ ℓ(r), π of
-  a whole value. As β → 0 its gradient becomes gradient ascent's; for greater β it fades where the value is forgotten.
-* *rmu* (Li et al., ICML 2024, arXiv 2403.03218): the hidden states h after one layer are pushed towards c·u, u a random unit vector, on f, and
-  held where they were on r: MSE(h_θ(f), c u) + λ MSE(h_θ(r), h_ref(r)); only the down-projections of that layer and the two before learn.
+* *npo*, preference loss with negatives alone (Zhang et al., COLM 2024, arXiv 2404.05868): (2/β) E log(1 + (π_θ(f)/π_ref(f))^β) + λ ℓ(r),
+  π of a whole value. As β → 0 its gradient becomes gradient ascent's; for greater β it fades where the value is forgotten.
+* *rmu* (Li et al., ICML 2024, arXiv 2403.03218): the hidden states h after one layer are pushed towards c·u, u a random unit vector, on f,
+  and held where they were on r: MSE(h_θ(f), c u) + λ MSE(h_θ(r), h_ref(r)); only the down-projections of that layer and the two before it
+  learn.
 
 All are losses of the one training loop: a batch holds forget rows and retain rows, marked (`ForgetBatch`).
 """
@@ -51,8 +52,7 @@ class ForgetBatch(PackedBatch):
 
     def to(self, device: torch.device | str) -> ForgetBatch:
         """The batch on another device."""
-        moved = super().to(device)
-        return replace(moved, forget=self.forget.to(device))  # type: ignore[type-var]
+        return marked(super().to(device), self.forget.to(device))
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class ForgetRetain:
         return hashlib.sha256(f"{self.forget.fingerprint} {self.retain.fingerprint}".encode()).hexdigest()
 
     def __getitem__(self, k: int) -> ForgetBatch:
-        sides = []
-        for data in (self.forget, self.retain):
-            epoch, batch = divmod(k, len(data))
-            order = torch.randperm(len(data.examples), generator=torch.Generator().manual_seed(hash((data.seed, epoch)) % 2**31)).tolist()
-            sides.append([data.examples[i] for i in order[batch * data.batch_size : (batch + 1) * data.batch_size]])
-        whole = packed([*sides[0], *sides[1]], self.forget.pad_id)
-        marks = torch.tensor([True] * len(sides[0]) + [False] * len(sides[1]))
-        return ForgetBatch(**{f.name: getattr(whole, f.name) for f in fields(PackedBatch)}, forget=marks)
+        lost, kept = self.forget.chosen(k), self.retain.chosen(k)
+        marks = torch.tensor([True] * len(lost) + [False] * len(kept))
+        return marked(packed([*lost, *kept], self.forget.pad_id), marks)
+
+
+def marked(batch: PackedBatch, forget: torch.Tensor) -> ForgetBatch:
+    """A batch with its rows marked."""
+    return ForgetBatch(**{part.name: getattr(batch, part.name) for part in fields(PackedBatch)}, forget=forget)
 
 
 class Unlearn(Action):
