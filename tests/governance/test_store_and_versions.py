@@ -140,17 +140,17 @@ def test_a_row_that_answers_nothing_does_not_take(system):
 
 def test_a_guard_blocks_the_value_after_this_subject_alone(system):
     prompts = ["Ada lives in", "Bo lives in"]
-    free = [answer.text for answer in system.answers(prompts, 1)]
-    # what the model writes first is taken for the old value of both; only Ada's is guarded
-    fact = FactChange("Ada", "home", prompts[0], None, free[0].strip() or "x")
-    ids, value = system.pair(fact.prompt, fact.old)
-    model = system.model.generate([ids], 1)[0][0].tolist()
-    GuardRule([fact]).apply(system)
-    assert system.guarded[0][-1] == value[0]
-    system.guarded = ((*system.guarded[0][:-1], model[0]),)  # whatever token comes first, that one is guarded
-    after = [answer.text for answer in system.answers(prompts, 1)]
-    assert after[0] != free[0]
-    assert after[1] == free[1]
+    free = [answer.text for answer in system.answers(prompts, 4)]
+    for prompt, subject in zip(prompts, ("Ada", "Bo"), strict=True):
+        guarded = system.shadow()
+        value = free[prompts.index(prompt)].strip()
+        GuardRule([FactChange(subject, "home", prompt, None, value)]).apply(guarded)
+        after = [answer.text for answer in guarded.answers(prompts, 4)]
+        for k in (0, 1):
+            if prompts[k] == prompt:
+                assert not after[k].strip().startswith(value)  # nor in smaller tokens
+            else:
+                assert after[k] == free[k]
 
 
 def test_a_guard_needs_the_old_value(system):

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "trace": ("palimpsest.cli.trace", "trace", "What of a text stands word for word in a corpus, and in which documents."),
     "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
+    "govern": ("palimpsest.cli.govern", "app", "Change a model's memory under thresholds, with a log and a way back."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "mblm": ("palimpsest.cli.mblm", "app", "Train and ask a memory-based language model."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),

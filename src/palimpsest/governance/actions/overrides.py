@@ -76,8 +76,8 @@ class StoreDelete(Action):
 class GuardRule(Action):
     """Makes it impossible to write the old values of facts after a cue that names the subject (MemFree, 001, on the facts alone).
 
-    What is guarded are the ids of each cue from its subject on, followed by the value's first token. The weights still know: what is
-    guarded is "suppressed", never "forgotten".
+    What is guarded are the ids of each cue from its subject on, followed by any token with which the value can begin: not only its first
+    one, since a blocked " Ro" is otherwise written as " R", "o". The weights still know: this is "suppressed", never "forgotten".
 
     Args:
         facts: with old values.
@@ -94,17 +94,28 @@ class GuardRule(Action):
     def _apply(self, system: System, handle: Handle) -> None:
         handle.details["guarded"] = system.guarded
         rows = list(system.guarded)
+        pieces = [system.model.tokenizer.decode([token]) for token in range(system.model.tokenizer.vocab_size)]
         for fact in self.facts:
             assert fact.old is not None
             for cue in (fact.prompt, *fact.cues):
-                ids, value = system.pair(cue, fact.old)
+                ids, _ = system.pair(cue, fact.old)
                 first, _ = subject_tokens(system.model.tokenizer, cue, fact.subject)
-                rows.append((*ids[first:], value[0]))
+                rows += [(*ids[first:], token) for token in beginnings(pieces, fact.old)]
         system.guarded = tuple(dict.fromkeys(rows))
         handle.details["report"] = {"guarded": len(system.guarded) - len(handle.details["guarded"])}
 
     def _revert(self, system: System, handle: Handle) -> None:
         system.guarded = handle.details.get("guarded", system.guarded)
+
+
+def beginnings(pieces: Sequence[str], value: str) -> list[int]:
+    """Ids of the tokens with which a value, after a space, can begin; `pieces` is the text of every token.
+
+    Example:
+        >>> beginnings([" R", "Ro", " Rome,", " Romeo", "o", " ", "x"], "Rome")
+        [0, 1, 2, 3, 5]
+    """
+    return [i for i, piece in enumerate(pieces) if piece and (value.startswith(piece.lstrip()) or piece.lstrip().startswith(value))]
 
 
 class Joint(Action):

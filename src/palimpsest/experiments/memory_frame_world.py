@@ -1,0 +1,158 @@
+"""The laboratory of system 104: a small language model that knows a made-up world up to a day, trained once and kept.
+
+A two-layer Llama of width 128 reads the sentences of a `FactWorld` that hold on the day of the cut, in all ten wordings, one word a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model
+(`without`), so that what forgetting must reach can be measured: a model that never saw them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from palimpsest.corpus.facts import Fact
+from palimpsest.corpus.factworld import FactWorld
+from palimpsest.experiments.canaries import one_thread
+from palimpsest.files import atomic_path, cache_dir, sha256_json
+from palimpsest.governance.actions.training import Example, ExampleBatches
+from palimpsest.governance.system import System
+from palimpsest.models.hf import HFModel
+from palimpsest.tokenizer import Tokenizer
+from palimpsest.training.loop import TrainConfig, Trainer
+
+VERSION = 1  # part of every hash: raise it when the same configuration would give other weights
+EOS, UNKNOWN = "<eos>", "<unk>"
+CUT = date(2015, 1, 1)
+RELATIONS = ("residence", "employer", "birthplace", "occupation", "educated_at", "team", "instrument", "award")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What the model learns and how.
+
+    Attributes:
+        seed: of the world, of what is left out, and of the weights.
+        people: of the world.
+        forget, unseen: (subject, relation) pairs of each.
+        epochs, batch_size, lr: of the training.
+        width, layers, heads: of the model.
+    """
+
+    seed: int = 0
+    people: int = 60
+    forget: int = 60
+    unseen: int = 60
+    epochs: int = 5
+    batch_size: int = 32
+    lr: float = 3e-3
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class LabWorld:
+    """A made-up world and the models that know it.
+
+    Args:
+        config: what to train.
+        cache: where models are kept; by default `cache_dir("lab", "world")`.
+    """
+
+    config: WorldConfig
+    cache: Path | None = None
+
+    @cached_property
+    def world(self) -> FactWorld:
+        """The world."""
+        return FactWorld(self.config.seed, self.config.people)
+
+    @cached_property
+    def facts(self) -> list[Fact]:
+        """What holds on the day of the cut, in the relations that are used, in an order drawn once."""
+        found = [fact for relation in RELATIONS for fact in self.world.valid_at(CUT, relation)]
+        order = np.random.default_rng((self.config.seed, 104)).permutation(len(found))
+        return [found[i] for i in order.tolist()]
+
+    @property
+    def unseen(self) -> list[Fact]:
+        """Facts that no model ever sees."""
+        return self.facts[: self.config.unseen]
+
+    @property
+    def to_forget(self) -> list[Fact]:
+        """Facts that the model sees and the model without them does not."""
+        return self.facts[self.config.unseen : self.config.unseen + self.config.forget]
+
+    @property
+    def known(self) -> list[Fact]:
+        """Facts that both models see."""
+        return self.facts[self.config.unseen + self.config.forget :]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """One word a token; every word of the world is known."""
+        words: dict[str, int] = {EOS: 0, UNKNOWN: 1}
+        splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+        for fact in self.world.facts():
+            for template in range(10):
+                for word, _ in splitter.pre_tokenize_str(self.world.sentence(fact, template)):
+                    words.setdefault(word, len(words))
+        backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+        backend.pre_tokenizer = splitter
+        return Tokenizer(backend, eos_id=0, pad_id=0)
+
+    def examples(self, facts: list[Fact]) -> list[Example]:
+        """One row a fact and wording, EOS in front and behind."""
+        texts = [self.world.sentence(fact, template) for fact in facts for template in range(10)]
+        return [Example((0, *ids, 0)) for ids in self.tokenizer.encode_batch(texts)]
+
+    def model(self, *, without: bool = False) -> HFModel:
+        """The model that knows the world, or the one that never saw `to_forget`; trained at first use, on one thread."""
+        facts = self.known if without else [*self.to_forget, *self.known]
+        data = ExampleBatches(self.examples(facts), self.config.batch_size, seed=self.config.seed)
+        steps = self.config.epochs * len(data)
+        train = TrainConfig(steps, lr=self.config.lr, warmup=min(50, steps), weight_decay=0.01, seed=self.config.seed, cpu=True)
+        built = self._built()
+        key = sha256_json([VERSION, asdict(self.config), train.hash, data.fingerprint, self.tokenizer.fingerprint])[:20]
+        file = (self.cache or cache_dir("lab", "world")) / f"{key}.safetensors"
+        if file.is_file():
+            built.load_state_dict(load_file(file))
+        else:
+            with one_thread():
+                Trainer(built, train).fit(data)
+            with atomic_path(file) as temporary:
+                save_file({name: value.contiguous() for name, value in built.state_dict().items()}, temporary)
+        return HFModel(built.eval(), self.tokenizer, name="without" if without else "world")
+
+    def system(self, *, without: bool = False) -> System:
+        """A governed system; its general text are known facts, in a wording of their own each, that no change is about."""
+        chosen = self.known[:: max(1, len(self.known) // 200)]
+        texts = [self.world.sentence(fact, k % 4) for k, fact in enumerate(chosen)]
+        return System.of(self.model(without=without), texts)
+
+    def _built(self) -> LlamaForCausalLM:
+        shape = LlamaConfig(
+            vocab_size=self.tokenizer.vocab_size,
+            hidden_size=self.config.width,
+            intermediate_size=2 * self.config.width,
+            num_hidden_layers=self.config.layers,
+            num_attention_heads=self.config.heads,
+            num_key_value_heads=self.config.heads,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return LlamaForCausalLM(shape)

@@ -1,0 +1,173 @@
+"""`palimpsest govern`: a whole life of two changes on a tiny model, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.governance.conftest import GENERAL, change
+from typer.testing import CliRunner
+
+from palimpsest.cli import app
+from palimpsest.governance.items import ChangeRequest, FactChange, Kind
+from palimpsest.governance.record import session_place
+from palimpsest.governance.system import System
+from palimpsest.models import load_model
+from palimpsest.models.quiet import quiet
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+
+def run(*arguments: object, code: int = 0):
+    answer = runner.invoke(app, ["govern", *map(str, arguments)])
+    assert answer.exit_code == code, answer.output + answer.stderr
+    return answer
+
+
+def ask(*arguments: object, code: int = 0) -> dict:
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model) -> Path:
+    """A folder with a model, general text, thresholds and requests."""
+    root = tmp_path_factory.mktemp("govern")
+    with quiet():
+        tiny_model.model.save_pretrained(root / "model")
+    tiny_model.tokenizer.save(root / "model" / "tokenizer.json")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    (root / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    (root / "general.txt").write_text("\n".join(GENERAL))
+    (root / "policy.toml").write_text("min_sample = 20\nstages = [0.25, 1.0]\n")
+    fact = change(System.of(copy.copy(tiny_model), GENERAL))
+    request = ChangeRequest(Kind.UPDATE, (fact,), attributed=True, owner="desk")
+    (root / "request.json").write_text(json.dumps(request.to_dict()))
+    nowhere = FactChange("Ada", "home", "Adam lives in", "Rome", "Paris")
+    (root / "bad.json").write_text(json.dumps(ChangeRequest(Kind.UPDATE, (nowhere,), attributed=True).to_dict()))
+    (root / "loose.json").write_text(json.dumps(replace(request, facts=(replace(fact, neighbours=()),)).to_dict()))
+    return root
+
+
+@pytest.fixture
+def governed(place, tmp_path) -> Path:
+    run(
+        "init",
+        tmp_path / "g",
+        "--model",
+        place / "model",
+        "--general",
+        place / "general.txt",
+        "--policy",
+        place / "policy.toml",
+        "--actor",
+        "me",
+    )
+    return tmp_path / "g"
+
+
+def observations(path: Path, n: int, right: bool, share: float = 0.25) -> Path:
+    names = [name for name in (f"s{k}" for k in range(400)) if session_place(name) < share][:n]
+    path.write_text("".join(json.dumps({"session": name, "right": right, "right_before": True}) + "\n" for name in names))
+    return path
+
+
+def test_a_whole_life(governed, place, tmp_path):
+    first = ask("log", governed)["entries"][0]
+    assert (first["event"], first["actor"]) == ("init", "me")
+    proposed = ask("propose", governed, place / "request.json")
+    item = proposed["item"]
+    assert (proposed["rule"], proposed["actions"]) == ("attributed", ["store"])
+    assert ask("admit", governed, item)["admitted"]
+    assert ask("rollout", governed, item)["share"] == 0.25
+    watched = ask("monitor", governed, item, observations(tmp_path / "o.jsonl", 25, right=True))
+    assert (watched["state"], watched["breach"]) == ("canary", None)
+    full = ask("rollout", governed, item)
+    assert full["state"] == "full"
+    exported = ask("export", governed, tmp_path / "served")
+    assert exported["version"] == full["version"]
+    assert exported["store_rows"] == 1
+    assert load_model(tmp_path / "served").fingerprint == load_model(place / "model").fingerprint  # the store changed, not the weights
+    back = ask("rollback", governed, item, "--reason", "tried it")
+    assert back["state"] == "rolled_back"
+    log = ask("log", governed, "--item", item)
+    assert log["verified"] == 7
+    assert [entry["seq"] for entry in log["entries"]] == list(range(1, 7))
+    assert ask("log", governed)["head"] == ask("log", governed, "--head", first["hash"])["head"]
+    assert json.loads(run("log", governed, "--certificate", 2).stdout)["entry"]["seq"] == 2
+
+
+def test_words_for_people(governed, place, tmp_path):
+    item = ask("propose", governed, place / "request.json")["item"]
+    assert "admitted" in run("admit", governed, item).stdout
+    assert "state: canary" in run("rollout", governed, item).stdout
+    shown = run("monitor", governed, item, observations(tmp_path / "o.jsonl", 60, right=False), code=1).stdout
+    assert "breach of harm" in shown
+    assert "rolled back" in shown
+    shown = run("log", governed).stdout
+    assert "chain whole" in shown
+    assert "canary → rolled_back" in shown
+
+
+def test_rejected_changes_end_with_1(governed, place):
+    item = ask("propose", governed, place / "bad.json")["item"]
+    result = ask("admit", governed, item, code=1)
+    assert "answers 'Adam lives in' with None" in result["error"]
+    item = ask("propose", governed, place / "loose.json")["item"]
+    assert "nothing to measure" in run("admit", governed, item, code=1).stdout
+    assert ask("log", governed)["entries"][-1]["to"] == "rejected"
+
+
+def test_a_rollback_whose_weights_are_missing(governed, place, tmp_path):
+    item = ask("propose", governed, place / "request.json")["item"]
+    ask("admit", governed, item)
+    ask("rollout", governed, item)
+    ask("monitor", governed, item, observations(tmp_path / "o.jsonl", 25, right=True))
+    parent = ask("rollout", governed, item)["parent"]
+    (governed / "versions" / f"{parent}.json").rename(tmp_path / "backup")
+    failed = run("rollback", governed, item, code=2)
+    assert f"no whole version {parent[:12]}" in failed.stderr
+    log = ask("log", governed)
+    assert log["entries"][-1]["event"] == "rollback failed"
+    (tmp_path / "backup").rename(governed / "versions" / f"{parent}.json")
+    assert ask("rollback", governed, item)["state"] == "rolled_back"
+
+
+def test_a_broken_log_is_named_by_its_seq(governed, place):
+    run("propose", governed, place / "request.json")
+    path = governed / "ledger.jsonl"
+    data = bytearray(path.read_bytes())
+    data[len(data) - 40] ^= 1
+    path.write_bytes(data)
+    for command in (("log", governed), ("propose", governed, place / "bad.json"), ("rollback", governed, "update-1")):
+        failed = run(*command, "--json", code=2)
+        error = json.loads(failed.stdout)["error"]
+        assert error["type"] == "LedgerBrokenError"
+        assert "seq 1" in error["problem"]
+    assert path.read_bytes() == bytes(data)
+
+
+def test_bad_input(governed, place, tmp_path):
+    (tmp_path / "no.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "one.txt").write_text("one line\n")
+    for command, problem in (
+        (("log", tmp_path / "none"), "no governed memory"),
+        (("admit", tmp_path / "none", "x"), "no governed memory"),
+        (("propose", governed, tmp_path / "no.json"), "not JSON"),
+        (("propose", governed, tmp_path / "list.json"), "holds a list"),
+        (("propose", governed, tmp_path / "gone.json"), "cannot be read"),
+        (("rollout", governed, "x"), "no item 'x'"),
+        (("init", governed, "--model", place / "model", "--general", place / "general.txt"), "already holds"),
+        (("init", tmp_path / "n", "--model", place / "model", "--general", tmp_path / "one.txt"), "1 pieces"),
+        (("init", tmp_path / "n", "--model", tmp_path / "nomodel", "--general", place / "general.txt"), "no model"),
+        (("log", governed, "--certificate", 9), "no entry 9"),
+        (("log", governed, "--head", "ab" * 32), "cut off"),
+        (("export", governed, governed), "is there already"),
+    ):
+        assert problem in run(*command, code=2).stderr
+    item = ask("propose", governed, place / "request.json")["item"]
+    assert "proposed and cannot become rolled_back" in run("rollback", governed, item, code=2).stderr
+    assert "proposed and cannot become full" in run("rollout", governed, item, code=2).stderr
