@@ -301,7 +301,7 @@ def test_bad_edits(decoder, tmp_path):
 def test_prefixes_and_cost(decoder):
     first, again = draw_prefixes(decoder, QUICK), draw_prefixes(decoder, QUICK)
     assert first == again != draw_prefixes(decoder, replace(QUICK, seed=1))
-    assert [len(prefix) for prefix in first] == [0, 4, 4, 4]
+    assert [len(prefix) for prefix in first] == [0, 5, 5, 5]
     one, two = (RomeEdit([FACT] * n, 1, QUICK).estimate_cost(decoder) for n in (1, 2))
     assert one.parameters == two.parameters == 24 * 40
     assert two.backward == 2 * one.backward

@@ -87,8 +87,9 @@ def test_bad_requests(row, problem):
 def test_a_change_in_a_made_up_world():
     world = FactWorld(seed=2, people=30)
     fact = world.facts("residence")[0]
-    change = FactChange.from_world(world, fact, "Elsewhere", cues=(4,), neighbours=10, day=world.end)
+    change = FactChange.from_world(world, fact, "Elsewhere", cues=(4,), neighbours=10, since=world.end)
     assert change.prompt == world.cue(fact)
+    assert (change.valid_from, change.cues) == (world.end, (world.cue(fact, 4),))
     assert {world.cue(fact, k) for k in (1, 2, 3)} == set(change.paraphrases)
     assert len(change.neighbours) == 10
     assert all(fact.subject in cue or "lives in" in cue for cue, _ in change.neighbours)

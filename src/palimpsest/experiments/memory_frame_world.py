@@ -1,7 +1,9 @@
 """The laboratory of system 104: a small language model that knows a made-up world up to a day, trained once and kept.
 
-A two-layer Llama of width 128 reads the sentences of a `FactWorld` that hold on the day of the cut, in all ten wordings, one word a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model
-(`without`), so that what forgetting must reach can be measured: a model that never saw them.
+A two-layer Llama of width 128 reads the sentences of a `FactWorld` that hold on the day of the cut, in six wordings, two sentences a row,
+one word a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model (`without`), so that
+what forgetting must reach can be measured: a model that never saw them. The relations are those whose objects are many, so that few are
+guessed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from palimpsest.training.loop import TrainConfig, Trainer
 VERSION = 1  # part of every hash: raise it when the same configuration would give other weights
 EOS, UNKNOWN = "<eos>", "<unk>"
 CUT = date(2015, 1, 1)
-RELATIONS = ("residence", "employer", "birthplace", "occupation", "educated_at", "team", "instrument", "award")
+RELATIONS = ("residence", "employer", "birthplace", "mother")
+WORDINGS = 6
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class WorldConfig:
     """
 
     seed: int = 0
-    people: int = 60
-    forget: int = 60
-    unseen: int = 60
-    epochs: int = 5
-    batch_size: int = 32
+    people: int = 200
+    forget: int = 200
+    unseen: int = 400
+    epochs: int = 11
+    batch_size: int = 16
     lr: float = 3e-3
     width: int = 128
     layers: int = 2
@@ -103,7 +106,7 @@ class LabWorld:
         words: dict[str, int] = {EOS: 0, UNKNOWN: 1}
         splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
         for fact in self.world.facts():
-            for template in range(10):
+            for template in range(WORDINGS):
                 for word, _ in splitter.pre_tokenize_str(self.world.sentence(fact, template)):
                     words.setdefault(word, len(words))
         backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
@@ -111,9 +114,11 @@ class LabWorld:
         return Tokenizer(backend, eos_id=0, pad_id=0)
 
     def examples(self, facts: list[Fact]) -> list[Example]:
-        """One row a fact and wording, EOS in front and behind."""
-        texts = [self.world.sentence(fact, template) for fact in facts for template in range(10)]
-        return [Example((0, *ids, 0)) for ids in self.tokenizer.encode_batch(texts)]
+        """Every fact in every wording, two sentences a row in an order drawn once, EOS in front and behind."""
+        texts = [self.world.sentence(fact, template) for fact in facts for template in range(WORDINGS)]
+        order = np.random.default_rng((self.config.seed, 4)).permutation(len(texts)).tolist()
+        rows = [" ".join(texts[i] for i in order[begin : begin + 2]) for begin in range(0, len(order), 2)]
+        return [Example((0, *ids, 0)) for ids in self.tokenizer.encode_batch(rows)]
 
     def model(self, *, without: bool = False) -> HFModel:
         """The model that knows the world, or the one that never saw `to_forget`; trained at first use, on one thread."""
@@ -134,16 +139,15 @@ class LabWorld:
         return HFModel(built.eval(), self.tokenizer, name="without" if without else "world")
 
     def system(self, *, without: bool = False) -> System:
-        """A governed system; its general text are known facts, in a wording of their own each, that no change is about."""
-        chosen = self.known[:: max(1, len(self.known) // 200)]
-        texts = [self.world.sentence(fact, k % 4) for k, fact in enumerate(chosen)]
+        """A governed system; its general text are the facts that both models know, in every wording: some 10,000 tokens."""
+        texts = [self.world.sentence(fact, template) for fact in self.known for template in range(WORDINGS)]
         return System.of(self.model(without=without), texts)
 
     def _built(self) -> LlamaForCausalLM:
         shape = LlamaConfig(
             vocab_size=self.tokenizer.vocab_size,
             hidden_size=self.config.width,
-            intermediate_size=2 * self.config.width,
+            intermediate_size=4 * self.config.width,
             num_hidden_layers=self.config.layers,
             num_attention_heads=self.config.heads,
             num_key_value_heads=self.config.heads,

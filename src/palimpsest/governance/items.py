@@ -91,6 +91,7 @@ class FactChange:
         paraphrases: Sequence[int] = (1, 2, 3),
         neighbours: int = 20,
         day: date | None = None,
+        since: date | None = None,
         exclude: Sequence[str] = (),
     ) -> FactChange:
         """A change of a fact of a `FactWorld`.
@@ -99,7 +100,8 @@ class FactChange:
             target: the new value, None to forget.
             cues, paraphrases: numbers of templates.
             neighbours: how many facts must stay: half of the same relation, half of the same subject where it has as many.
-            day: as of when the neighbours hold.
+            day: as of when the neighbours hold; by default at the end of the world's time.
+            since: when the new value begins to hold.
             exclude: subjects that are no neighbours (those of other changes).
 
         Example:
@@ -122,7 +124,7 @@ class FactChange:
             tuple(world.cue(fact, number) for number in cues),
             tuple(world.cue(fact, number) for number in paraphrases),
             tuple((world.cue(f), f.object) for f in chosen),
-            day if target is not None else None,
+            since,
         )
 
     @classmethod

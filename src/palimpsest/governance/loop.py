@@ -211,7 +211,7 @@ class Governor(Record):
         return self.position(item)
 
     def monitor(self, item: str, observations: Sequence[Observation]) -> Measurement:
-        """Adds what was observed of an item, tests all that was ever observed of it, and rolls it back on a breach.
+        """Adds what was observed of an item, tests all that was observed of it at this stage, and rolls it back on a breach.
 
         Sessions that do not see the change are refused: they say nothing of it.
 
@@ -227,7 +227,7 @@ class Governor(Record):
         path = self.folder / "observations" / f"{item}.jsonl"
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [json.dumps({"share": place.share, "observation": asdict(o)}) + "\n" for o in observations]
-        result = watch([*self.observations(item), *observations], self.policy)
+        result = watch([*self.observations(item, place.share), *observations], self.policy)
         write_text(path, before + "".join(lines))
         self._note(
             item, "monitored", {"n": result.summary["n"], "share": place.share, "breach": result.summary["breach"]}, self._keep(result)

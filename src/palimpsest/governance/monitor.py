@@ -8,9 +8,11 @@ rates:
 
 Each ratio is a supermartingale under every rate up to p₀, so their mixture is an e-process, exact in every sample; and since the weight
 near p₀ survives a long time without hits, a harm that begins late is found about as soon as one that was there from the start (the
-betting e-process of `palimpsest.stats` has lost its capital by then). When one of the four e-values reaches 4/α the change is taken back.
-By Ville's inequality and the union bound, a change whose rates are all within their limits is ever taken back with probability at most α,
-however often one looks. The paired difference of right answers, after − before, has an mSPRT interval that holds at all times.
+betting e-process of `palimpsest.stats` has lost its capital by then). Each stage of the rollout is tested by itself, since what goes
+wrong at a quarter of the sessions may have been fine at one in a hundred. With S stages, when one of the e-values reaches 4 S/α the change
+is taken back: by Ville's inequality and the union bound, a change whose rates are all within their limits is ever taken back with
+probability at most α, however often one looks. The paired difference of right answers, after − before, has an mSPRT interval that holds
+at all times.
 
 A drift of the questions themselves is reported, not blamed on the change: the population stability index Σ (p − q) ln(p / q) over tenths
 of the reference's first principal component.
@@ -79,7 +81,7 @@ def watch(observations: Sequence[Observation], policy: Policy) -> Measurement:
     """Tests the watched rates after every observation.
 
     Args:
-        observations: in the order in which they came, at least one.
+        observations: of one stage, in the order in which they came, at least one.
 
     Returns:
         One row an observation, with the four outcomes and e-values; the summary holds `breach` (the rate that broke its limit first, and at
@@ -104,7 +106,7 @@ def watch(observations: Sequence[Observation], policy: Policy) -> Measurement:
         "refusal": [o.refused for o in observations],
         "slow": [o.latency > policy.latency * o.latency_before for o in observations],
     }
-    level = policy.alpha / len(WATCHED)
+    level = policy.alpha / (len(WATCHED) * len(policy.stages))
     limits = {name: float(getattr(policy, name)) for name in WATCHED}
     e = {name: rate_e_process(np.array(outcomes[name]), limits[name]) for name in WATCHED}
     first = {name: int(np.argmax(values >= 1 / level)) for name, values in e.items() if (values >= 1 / level).any()}

@@ -38,7 +38,7 @@ class Policy:
         harm, outdated, refusal, slow: the greatest rate that is tolerated among sessions that see the change: a right answer became wrong;
             the value before the change was given; no answer; the answer took more than `latency` times as long.
         latency: see `slow`.
-        alpha: probability that a sound change is taken back, over all watched rates and all looks together.
+        alpha: probability that a sound change is taken back, over all watched rates, stages and looks together.
         drift: greatest population stability index of the questions.
         volatile_days: what is expected to hold for less goes to the store.
         edit_max: the most facts that are edited into weights.

@@ -72,17 +72,18 @@ class Contexts:
 
 
 def draw_prefixes(system: System, settings: EditSettings) -> list[list[int]]:
-    """The empty prefix, and texts that the model writes on its own, each from a token drawn at random."""
+    """The empty prefix, and texts that the model writes on its own, each from a token drawn at random and closed by a full stop."""
     rng = np.random.default_rng(settings.seed)
     special = {system.model.tokenizer.bos_id, system.model.tokenizer.eos_id, system.model.tokenizer.pad_id}
     usable = [i for i in range(system.model.vocab_size) if i not in special]
     out: list[list[int]] = [[]]
+    stop = system.model.tokenizer.encode(".")
     for count, length in settings.prefixes:
         starts = [[usable[int(i)]] for i in rng.integers(len(usable), size=count)]
         if length > 1:
             written = system.model.generate(starts, length - 1, temperature=1.0, seed=settings.seed, stop_at_eos=False)
             starts = [start + texts[0].tolist() for start, texts in zip(starts, written, strict=True)]
-        out += starts
+        out += [start + stop for start in starts]
     return out
 
 
