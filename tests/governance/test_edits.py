@@ -321,3 +321,19 @@ def test_mediation_finds_an_effect_from_elsewhere(decoder, tmp_path):
         mediation(decoder, after, ["x"], [FACT])
     with pytest.raises(InputError, match="both a new and an old"):
         mediation(decoder, after, [places[0].name], [replace(FACT, old=None)])
+
+
+def test_the_lookup_may_be_at_the_end_of_the_cue(decoder, tmp_path):
+    fact = replace(FACT, prompt="Ada Byron lives in")
+    contexts = contexts_of(decoder, fact, [[], [9, 8]], "cue")
+    assert contexts.lookups == [len(row) - 1 for row in contexts.rows]
+    settings = replace(QUICK, lookup="cue")
+    before = decoder.shadow()
+    handle = RomeEdit([fact], 2, settings, tmp_path).apply(decoder)
+    place = down_projections(decoder.model)[2]
+    key = mean_keys(before, contexts_of(before, fact, draw_prefixes(before, settings), "cue"), down_projections(before.model)[2:])[2]
+    value = handle.details["value"]
+    assert float((place.weight.double() @ key - value).norm() / value.norm()) < 1e-4
+    assert decoder.prefers([fact.prompt], ["the"], ["was"])[0]
+    with pytest.raises(InputError, match="lookup"):
+        EditSettings(lookup="verb")

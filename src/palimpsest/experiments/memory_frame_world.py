@@ -1,7 +1,7 @@
 """The laboratory of system 104: a small language model that knows a made-up world up to a day, trained once and kept.
 
 A two-layer Llama of width 128 reads the sentences of a `FactWorld` that hold on the day of the cut, in six wordings, two sentences a row,
-one word a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model (`without`), so that
+one word or name a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model (`without`), so that
 what forgetting must reach can be measured: a model that never saw them. The relations are those whose objects are many, so that few are
 guessed.
 """
@@ -53,7 +53,7 @@ class WorldConfig:
     people: int = 200
     forget: int = 200
     unseen: int = 400
-    epochs: int = 11
+    epochs: int = 18
     batch_size: int = 16
     lr: float = 3e-3
     width: int = 128
@@ -102,15 +102,18 @@ class LabWorld:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """One word a token; every word of the world is known."""
+        """One word a token, and one name a token, however many words it has; every word of the sentences is known."""
         words: dict[str, int] = {EOS: 0, UNKNOWN: 1}
         splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-        for fact in self.world.facts():
+        facts = [fact for relation in RELATIONS for fact in self.world.facts(relation)]
+        for fact in facts:
             for template in range(WORDINGS):
                 for word, _ in splitter.pre_tokenize_str(self.world.sentence(fact, template)):
                     words.setdefault(word, len(words))
         backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
         backend.pre_tokenizer = splitter
+        names = dict.fromkeys(name for fact in facts for name in (fact.subject, fact.object))
+        backend.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
         return Tokenizer(backend, eos_id=0, pad_id=0)
 
     def examples(self, facts: list[Fact]) -> list[Example]:
@@ -139,8 +142,10 @@ class LabWorld:
         return HFModel(built.eval(), self.tokenizer, name="without" if without else "world")
 
     def system(self, *, without: bool = False) -> System:
-        """A governed system; its general text are the facts that both models know, in every wording: some 10,000 tokens."""
-        texts = [self.world.sentence(fact, template) for fact in self.known for template in range(WORDINGS)]
+        """A governed system; its general text are facts that both models know and that never change, in every wording: no change that is
+        admitted is about them."""
+        lasting = [fact for fact in self.known if fact.valid_to is None]
+        texts = [self.world.sentence(fact, template) for fact in lasting for template in range(WORDINGS)]
         return System.of(self.model(without=without), texts)
 
     def _built(self) -> LlamaForCausalLM:

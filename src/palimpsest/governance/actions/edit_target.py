@@ -40,6 +40,8 @@ class EditSettings:
         enough: the loss at which the search ends.
         prefixes: (how many, tokens) of the contexts that are drawn from the model; the bare cue always is one more.
         seed: of these.
+        lookup: where the fact is looked up: "subject", at the subject's last token (the papers'), or "cue", at the last token of the cue
+            (their code's fact_token "last"): in models of two or three layers the answer is read there.
     """
 
     steps: int = 25
@@ -50,10 +52,14 @@ class EditSettings:
     enough: float = 5e-2
     prefixes: tuple[tuple[int, int], ...] = ((10, 5), (10, 10))
     seed: int = 0
+    lookup: str = "subject"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0 or not self.clamp > 0 or min(self.kl, self.decay) < 0:
-            raise InputError(f"The settings of the edit are {self}.", "Give positive steps, lr and clamp, and weights of at least 0.")
+        if self.steps < 1 or not self.lr > 0 or not self.clamp > 0 or min(self.kl, self.decay) < 0 or self.lookup not in ("subject", "cue"):
+            raise InputError(
+                f"The settings of the edit are {self}.",
+                "Give positive steps, lr and clamp, weights of at least 0, and the lookup subject or cue.",
+            )
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ def draw_prefixes(system: System, settings: EditSettings) -> list[list[int]]:
     return out
 
 
-def contexts_of(system: System, fact: FactChange, prefixes: Sequence[Sequence[int]]) -> Contexts:
-    """Puts a fact's cue behind prefixes.
+def contexts_of(system: System, fact: FactChange, prefixes: Sequence[Sequence[int]], lookup: str = "subject") -> Contexts:
+    """Puts a fact's cue behind prefixes; `lookup` as in `EditSettings`.
 
     Raises:
         InputError: the fact has no target.
@@ -96,7 +102,7 @@ def contexts_of(system: System, fact: FactChange, prefixes: Sequence[Sequence[in
     if fact.target is None:
         raise InputError(f"{fact.subject} / {fact.relation} has no new value.", "An edit writes one; to forget, unlearn.")
     cue, target = system.pair(fact.prompt, fact.target)
-    _, end = subject_tokens(system.model.tokenizer, fact.prompt, fact.subject)
+    end = len(cue) if lookup == "cue" else subject_tokens(system.model.tokenizer, fact.prompt, fact.subject)[1]
     return Contexts([[*prefix, *cue] for prefix in prefixes], [len(prefix) + end - 1 for prefix in prefixes], target)
 
 
@@ -115,9 +121,9 @@ def value_change(system: System, fact: FactChange, contexts: Contexts, place: Do
     written = feed(model, [[*row, *contexts.target[:-1]] for row in contexts.rows])
     essence_cue = f"{fact.subject} is a"
     essence = feed(model, [model.tokenizer.encode(essence_cue)])
-    _, essence_end = subject_tokens(model.tokenizer, essence_cue, fact.subject)
+    ends = subject_tokens(model.tokenizer, essence_cue, fact.subject)
     lookups = [lookup + written.offset for lookup in contexts.lookups]
-    essence_lookup = [essence_end - 1 + essence.offset]
+    essence_lookup = [(essence.lengths[0] if settings.lookup == "cue" else ends[1] + essence.offset) - 1]
     v = place.weight.double().cpu() @ mean_keys(system, contexts, [place])[place.layer]
     size = max(float(v.norm()), 1e-6)
     flags = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]

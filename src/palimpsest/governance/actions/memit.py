@@ -86,7 +86,7 @@ class MemitEdit(Action):
         keep_weights(system, handle, [place.name for place in places])
         moments = key_moments(system, places, self.cache)
         prefixes = draw_prefixes(system, self.settings)
-        contexts = [contexts_of(system, fact, prefixes) for fact in self.facts]
+        contexts = [contexts_of(system, fact, prefixes, self.settings.lookup) for fact in self.facts]
         deltas = [value_change(system, fact, c, places[-1], self.settings) for fact, c in zip(self.facts, contexts, strict=True)]
         goal = mean_states(system, contexts, places[-1]) + torch.stack(deltas, dim=1)  # (d, facts)
         handle.details["goal"] = goal

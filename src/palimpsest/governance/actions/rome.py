@@ -72,7 +72,7 @@ class RomeEdit(Action):
         moment = key_moments(system, [place], self.cache)[place.layer]
         prefixes = draw_prefixes(system, self.settings)
         for fact in self.facts:
-            contexts = contexts_of(system, fact, prefixes)
+            contexts = contexts_of(system, fact, prefixes, self.settings.lookup)
             delta = value_change(system, fact, contexts, place, self.settings)
             key = mean_keys(system, contexts, [place])[place.layer]
             handle.details["key"], handle.details["value"] = key, place.weight.double().cpu() @ key + delta
