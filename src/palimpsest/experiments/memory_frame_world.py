@@ -1,9 +1,9 @@
 """The laboratory of system 104: a small language model that knows a made-up world up to a day, trained once and kept.
 
 A two-layer Llama of width 128 reads the sentences of a `FactWorld` that hold on the day of the cut, in six wordings, two sentences a row,
-one word or name a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model (`without`), so that
-what forgetting must reach can be measured: a model that never saw them. The relations are those whose objects are many, so that few are
-guessed.
+one word or name a token. Some (subject, relation) pairs are left out of everything (`unseen`), some only of a second model (`without`), so
+that what forgetting must reach can be measured: a model that never saw them. The relations are those whose objects are many, so that few
+are guessed.
 """
 
 from __future__ import annotations
