@@ -80,6 +80,7 @@ def test_from_proposal_to_full_and_back(governor, request_):
     item = governor.propose(request_)
     result = governor.admit(item)
     assert result.summary["admitted"], result.summary
+    assert (result.summary["reversibility"], result.summary["cost"]["backward"]) == ("exact", 0)
     assert governor.system.state == before  # tried on a shadow
     to_full_states = [governor.position(item).state]
     shares = []
@@ -410,6 +411,18 @@ def test_rate_e_process_is_a_supermartingale():
         hit, miss = (rate_e_process(np.array([*history, x], dtype=bool), 0.1)[-1] for x in (1, 0))
         assert 0.1 * hit + 0.9 * miss == pytest.approx(now, rel=1e-9)
         assert hit >= miss
+
+
+def test_drift_of_the_questions_is_reported_but_not_blamed_on_the_change(governor, request_):
+    item = governor.propose(request_)
+    governor.admit(item)
+    governor.rollout(item)
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    result = governor.monitor(item, seen(governor, item, 5), questions=(x, x + 3))
+    assert result.summary["drift"]["drifted"]
+    assert governor.position(item).state is State.CANARY
+    assert governor.ledger.entries()[-1]["details"]["drift"] == result.summary["drift"]
+    assert not governor.monitor(item, seen(governor, item, 5), questions=(x, x[::-1])).summary["drift"]["drifted"]
 
 
 def test_stability_index_against_its_definition():

@@ -13,6 +13,7 @@ from tests.governance.test_edits import built
 
 from palimpsest.errors import InputError
 from palimpsest.governance.actions.decoder import down_projections, feed, logits_of
+from palimpsest.governance.actions.overrides import GuardRule, Joint
 from palimpsest.governance.actions.training import (
     Example,
     ExampleBatches,
@@ -134,7 +135,10 @@ def test_costs(decoder):
     cost = FullUpdate(UPDATE, TrainConfig(3, cpu=True)).estimate_cost(decoder)
     assert cost.tokens == cost.backward == 3 * tokens
     assert cost.parameters == sum(p.numel() for p in decoder.model.model.parameters())
-    assert Unlearn(FORGET, "npo", TrainConfig(1, cpu=True)).estimate_cost(decoder).tokens > 0
+    unlearn = Unlearn(FORGET, "npo", TrainConfig(1, cpu=True))
+    joint = Joint([GuardRule(FORGET.facts), unlearn, unlearn]).estimate_cost(decoder)
+    assert joint.tokens == 2 * unlearn.estimate_cost(decoder).tokens > 0
+    assert joint.parameters == cost.parameters
 
 
 # --- unlearning: the formulas -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from palimpsest.errors import EditFailedError, InputError, PalimpsestError
@@ -32,7 +33,7 @@ from palimpsest.governance.admission import measure_change
 from palimpsest.governance.items import ChangeRequest, Conflict, ConflictRule
 from palimpsest.governance.ledger import Ledger
 from palimpsest.governance.mediation import mediation, untouched
-from palimpsest.governance.monitor import Observation, watch
+from palimpsest.governance.monitor import Observation, stability_index, watch
 from palimpsest.governance.policy import Policy
 from palimpsest.governance.record import Position, Record, State
 from palimpsest.governance.router import route
@@ -143,7 +144,8 @@ class Governor(Record):
         conflicts = self._conflicts(item, request)
         parts = [self._make(name, request) for name in names]
         made = parts[0] if len(parts) == 1 else Joint(parts)
-        shadow, began = self.system.shadow(), time.perf_counter()
+        shadow = self.system.shadow()
+        cost, began = asdict(made.estimate_cost(shadow)), time.perf_counter()
         try:
             handle = made.apply(shadow)
         except EditFailedError as error:
@@ -164,7 +166,8 @@ class Governor(Record):
             strays=len(untouched(self.system, shadow, edited)) if set(names) <= EDITS else None,
             day=day,
         )
-        result.summary |= {"action": list(names), "report": handle.details.get("report", {}), "seconds": time.perf_counter() - began}
+        report, seconds = handle.details.get("report", {}), time.perf_counter() - began
+        result.summary |= {"action": list(names), "reversibility": made.reversibility, "cost": cost, "report": report, "seconds": seconds}
         if not result.summary["admitted"]:
             failed = ", ".join(result.summary["failed"])
             self._move(item, State.PROPOSED, State.REJECTED, f"{rule}; not met: {failed}", before=live, evidence=self._keep(result))
@@ -210,10 +213,16 @@ class Governor(Record):
             self._move(superseded, State.FULL, State.SUPERSEDED, f"superseded by {item}", 0.0, old.parent, old.version)
         return self.position(item)
 
-    def monitor(self, item: str, observations: Sequence[Observation]) -> Measurement:
+    def monitor(
+        self, item: str, observations: Sequence[Observation], *, questions: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> Measurement:
         """Adds what was observed of an item, tests all that was observed of it at this stage, and rolls it back on a breach.
 
         Sessions that do not see the change are refused: they say nothing of it.
+
+        Args:
+            questions: embeddings (n, d) of questions before the change and (m, d) of those now; adds `summary["drift"]`, their stability
+                index and whether it is above the policy's. Other questions than before are no fault of the change: nothing is taken back.
 
         Raises:
             IllegalTransition: nobody sees the item.
@@ -228,10 +237,12 @@ class Governor(Record):
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [json.dumps({"share": place.share, "observation": asdict(o)}) + "\n" for o in observations]
         result = watch([*self.observations(item, place.share), *observations], self.policy)
+        if questions is not None:
+            index = stability_index(*questions)
+            result.summary["drift"] = {"index": index, "drifted": index > self.policy.drift}
         write_text(path, before + "".join(lines))
-        self._note(
-            item, "monitored", {"n": result.summary["n"], "share": place.share, "breach": result.summary["breach"]}, self._keep(result)
-        )
+        noted = {name: result.summary.get(name) for name in ("n", "breach", "drift")}
+        self._note(item, "monitored", {"share": place.share, **noted}, self._keep(result))
         if result.summary["breach"] is not None:
             self.rollback(item, f"breach of {result.summary['breach']['rate']}")
         return result

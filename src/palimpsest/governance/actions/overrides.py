@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 from palimpsest.errors import EditFailedError, InputError
-from palimpsest.governance.actions.base import Action, Handle
+from palimpsest.governance.actions.base import Action, Cost, Handle
 from palimpsest.governance.items import FactChange
 from palimpsest.governance.system import System, subject_tokens
 from palimpsest.taxonomy import AccessPath, Controllability, Location, Persistence, Quadruple, Revert, WritePath
@@ -138,6 +138,11 @@ class Joint(Action):
         for action in self.actions:
             done.append((action, action.apply(system)))
         handle.details["report"] = {action.name: part.details.get("report", {}) for action, part in done}
+
+    def estimate_cost(self, system: System) -> Cost:
+        """The sum of all parts."""
+        costs = [action.estimate_cost(system) for action in self.actions]
+        return Cost(sum(c.tokens for c in costs), sum(c.backward for c in costs), max(c.parameters for c in costs))
 
     def _revert(self, system: System, handle: Handle) -> None:
         for action, part in reversed(handle.details.get("done", [])):
