@@ -9,7 +9,7 @@
    than they promise; a z-test looked at after every sample does.
 5. *Forgetting*: the model trained without the facts is certified, the model behind a guard is suppressed.
 
-Each function returns the checks with their thresholds and the rows behind them. `three_settings`, item 1, belongs to the evaluation's half.
+Each function returns the checks with their thresholds and the rows behind them. Item 1, the three settings, is the evaluation's half.
 """
 
 from __future__ import annotations
