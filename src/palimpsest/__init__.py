@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex
     from palimpsest.evaluation.protocol import run_audit
+    from palimpsest.evaluation.tables import run_table_audit
     from palimpsest.measurement import Measurement
     from palimpsest.models import LanguageModel, Sampler, load_model
 
@@ -27,9 +28,10 @@ _PUBLIC = {
     "Sampler": "palimpsest.models",
     "load_model": "palimpsest.models",
     "run_audit": "palimpsest.evaluation.protocol",
+    "run_table_audit": "palimpsest.evaluation.tables",
 }
 
-__all__ = ["CorpusIndex", "LanguageModel", "Measurement", "Sampler", "__version__", "load_model", "run_audit"]
+__all__ = ["CorpusIndex", "LanguageModel", "Measurement", "Sampler", "__version__", "load_model", "run_audit", "run_table_audit"]
 
 
 def __getattr__(name: str) -> Any:

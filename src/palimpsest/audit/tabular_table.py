@@ -268,8 +268,8 @@ def row_text(cells: Sequence[str], delimiter: str = ",") -> str:
         'a,"b,c"'
     """
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="").writerow(cells)
-    return out.getvalue()
+    csv.writer(out, delimiter=delimiter, lineterminator="\r\n").writerow(cells)  # so that both characters are quoted in cells
+    return out.getvalue()[:-2]
 
 
 def _quoted(cell: str, delimiter: str) -> bool:

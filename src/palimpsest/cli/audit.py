@@ -1,4 +1,4 @@
-"""`palimpsest audit MODEL CORPUS`: what does this model remember of this text? Without arguments, the demonstration."""
+"""`palimpsest audit MODEL CORPUS`: what does this model remember of this text, or of this table? Without arguments, the demonstration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from palimpsest.cli.audit_plan import show_plan
+from palimpsest.cli.audit_table import ROWS, is_table, refuse_options, show_tests
 from palimpsest.cluster import notices_aside, require_engine
 from palimpsest.errors import InputError
 
@@ -24,9 +25,9 @@ PLANNING = {"rate", "half_width", "confidence"}
 def audit(
     ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(help="A known name, a folder, a hub id, a .gguf file or http://host/v1#name.")] = None,
-    corpus: Annotated[Path | None, typer.Argument(help="Text (a file or a folder) or an index; text is indexed into OUT/index.")] = None,
+    corpus: Annotated[Path | None, typer.Argument(help="Text (a file or a folder), an index, or a table (.csv, .tsv, .parquet).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier audit in it is continued.")] = Path("report"),
-    samples: Annotated[int, typer.Option(help="Passages drawn from the corpus.")] = 200,
+    samples: Annotated[int, typer.Option(help="Passages drawn from the corpus; rows asked for of a table (25 by default).")] = 200,
     context: Annotated[str, typer.Option(help="Tokens of prompt, a list: each is asked for the same suffixes.")] = "25,50,100,200",
     suffix: Annotated[int, typer.Option(help="Tokens that count as the leak.")] = 50,
     also: Annotated[list[str] | None, typer.Option(help="A further model, another size of the family say; may be repeated.")] = None,
@@ -38,6 +39,10 @@ def audit(
     guard_n: Annotated[int, typer.Option(help="Length of the n-grams that the guard protects.")] = 10,
     guard_edits: Annotated[int, typer.Option(help="Token edits that the approximate guard allows for; 0 leaves it out.")] = 2,
     edit_share: Annotated[float, typer.Option(help="Share of tokens that may differ from a passage that counts as nearly the same.")] = 0.1,
+    table: Annotated[
+        bool | None, typer.Option("--table/--text", help="Take CORPUS for a table, or not; by default its ending says.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The column of a table whose cells are asked for.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of an endpoint: a folder or a tokenizer.json.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer of an endpoint may take.")] = 60.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint that are under way at once.")] = 4,
@@ -49,7 +54,7 @@ def audit(
     confidence: Annotated[float, typer.Option(help="With --plan: confidence of the interval.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation card instead of a table.")] = False,
 ) -> None:
-    """Audit a model for what it remembers of a corpus and write a report.
+    """Audit a model for what it remembers of a corpus, or of a table, and write a report.
 
     Without MODEL and CORPUS the embedded demonstration runs: six twin models whose training data is known to the last copy.
     A killed audit goes on where it was when the same command is run again.
@@ -72,6 +77,11 @@ def audit(
             )
         if engine != "local":
             raise InputError("The demonstration runs on one machine.", "Give a model and a corpus, or leave --engine out.")
+    as_table = corpus is not None and (is_table(corpus) if table is None else table)
+    if as_table:
+        refuse_options(options)
+    elif column is not None:
+        raise InputError("--column was given, but the corpus is no table.", "Leave it out, or give --table.")
     contexts = parse_contexts(context)
     began = time.perf_counter()
     console = Console(stderr=True)
@@ -85,6 +95,13 @@ def audit(
             from palimpsest.experiments.demonstration import demonstrate
 
             card = demonstrate(out, seed=seed, progress=tell)
+        elif as_table:
+            from palimpsest.evaluation.tables import run_table_audit
+            from palimpsest.models import load_model
+
+            opened = load_model(model, engine=engine, tokenizer=tokenizer, timeout=timeout, concurrency=concurrency)
+            rows = samples if "samples" in options else ROWS
+            card = run_table_audit(opened, corpus, out, n=rows, column=column, seed=seed, progress=tell)
         else:
             from palimpsest.evaluation.plan import AuditSettings
             from palimpsest.evaluation.protocol import run_audit
@@ -198,6 +215,8 @@ def show(console: Console, card: dict[str, Any], page: Path, seconds: float) -> 
         table.add_row(tile["label"], figure(tile["value"], tile["format"]), interval(tile), f"[dim]{tile.get('note') or ''}[/]")
     console.print()
     console.print(table)
+    if "tests" in card:
+        show_tests(console, card)
     console.print(f"\nReport: [bold]{page}[/]  ({seconds:.0f} s)", soft_wrap=True)
 
 
