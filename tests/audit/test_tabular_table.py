@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palimpsest.audit.tabular_table import Table, codes, row_text, same
+from palimpsest.audit.tabular_table import Table, codes, require_column, row_text, same
 from palimpsest.errors import CorpusError, InputError
 
 cells = st.text(st.sampled_from('ab1.,;"\n é日'), max_size=5)
@@ -123,7 +123,7 @@ def test_what_says_the_same():
     assert not same("1", "10")
     assert not same("nan", "0")
     assert not same("1_0", "10")
+    table = Table.parse(text_of(["a,b,c", *ROWS]), name="t")
+    assert require_column(table, "b") == 1
     with pytest.raises(InputError, match="no column 'q'"):
-        from palimpsest.audit.tabular_table import require_column
-
-        require_column(Table.parse(text_of(["a,b,c", *ROWS]), name="t"), "q")
+        require_column(table, "q")

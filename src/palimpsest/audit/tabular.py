@@ -74,7 +74,7 @@ class TabularAudit:
     model: LanguageModel
     table: Table
     n: int = 25
-    decoys: int = 49
+    decoys: int = 24
     shown: int | None = None
     column: str | None = None
     seed: int = 0

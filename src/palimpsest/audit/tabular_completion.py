@@ -3,8 +3,8 @@
 Bordt, Nori, Rodrigues, Nushi and Caruana, COLM 2024, arXiv 2404.06209 (`tabmemcheck`), greedy decoding. A row counts when it is written to
 the letter and ends there; the controls are those of `tabular_controls`, on the same queries. Two things are ours:
 
-* header: the p-value compares how far the answer agrees with the file with how far it agrees with the file's continuation behind other
-  rows, cut at the same character; the best of the cuts is corrected for being the best;
+* header: the longest agreement of an answer with the file is ranked among the longest agreements of the same answers with the file behind
+  other rows: all cuts moved down by as many rows, cut at the same characters;
 * nearness: the answer's edit similarity to the true row is ranked among that to decoys (`tabular_decoys`). It needs no log-probs and sees
   memory that is not to the letter.
 
@@ -41,7 +41,7 @@ from palimpsest.models.base import LanguageModel, Progress
 CUTS = (2, 4, 6, 8)  # rows of the file in which the header test cuts
 CHARACTERS = 500
 _TAIL = 24  # tokens written where the model leaves the file
-_RIVALS = 99
+_RIVALS = 999
 
 
 def write_rows(model: LanguageModel, queries: RowQueries, progress: Progress | None = None) -> list[str]:
@@ -83,7 +83,7 @@ def measure_row_completion(
                    settings=settings, excluded=queries.excluded, similarity=float(np.mean(near)))  # fmt: skip
 
 
-def measure_nearness(model: LanguageModel, queries: RowQueries, answers: Sequence[str], decoys: Decoys, count: int = 49) -> Measurement:
+def measure_nearness(model: LanguageModel, queries: RowQueries, answers: Sequence[str], decoys: Decoys, count: int = 24) -> Measurement:
     """Nearness: is what was written nearer to the true row than to its decoys?
 
     Args:
@@ -224,8 +224,8 @@ def measure_header(
         progress: called with (cuts done, cuts in all).
 
     Returns:
-        One row a cut: cut (characters from the beginning), agreed, answer, truth, p_value. The summary holds the longest agreement, the
-        rows that it holds to the letter, and the p-value of the best cut, corrected for all.
+        One row a cut: row, cut (characters from the beginning), agreed, answer, truth. The summary holds the longest agreement and the
+        whole rows in it.
 
     Raises:
         InputError: no cut lies in the table.
@@ -239,20 +239,23 @@ def measure_header(
     places = [table.starts[i] + offset for i, offset in zip(numbers, within, strict=True)]
     truths = [table.text[place : place + characters] for place in places]
     answers = follow(model, [table.text[:place] for place in places], truths, progress)
-    rows: list[dict[str, Any]] = []
-    for number, offset, place, truth, answer in zip(numbers, within, places, truths, answers, strict=True):
-        agreed = _agreement(answer, truth)
-        others = list(range(max(numbers) + 1, len(table)))[:_RIVALS]
-        starts = [table.starts[i] + min(offset, max(0, len(table.rows[i]) - 1)) for i in others]
-        rivals = np.array([_agreement(answer, table.text[start : start + characters]) for start in starts])
-        p_value = (1 + int((rivals >= agreed).sum())) / (len(rivals) + 1)
-        rows.append({"row": number, "cut": place, "agreed": agreed, "answer": answer, "truth": truth, "p_value": p_value})
-    frame = pl.DataFrame(rows)
+    agreed = [_agreement(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+    shifts = np.arange(max(numbers) - min(numbers) + 1, len(table) - max(numbers))[:_RIVALS]
+    rivals = np.zeros((len(shifts), len(numbers)), np.int64)
+    for j, (number, offset, answer) in enumerate(zip(numbers, within, answers, strict=True)):
+        for i, shift in enumerate(shifts.tolist()):
+            other = number + shift
+            start = table.starts[other] + min(offset, len(table.rows[other]))
+            rivals[i, j] = _agreement(answer, table.text[start : start + characters])
+    rows: list[dict[str, Any]] = [
+        {"row": number, "cut": place, "agreed": length, "answer": answer, "truth": truth}
+        for number, place, length, answer, truth in zip(numbers, places, agreed, answers, truths, strict=True)
+    ]
     best = max(rows, key=lambda row: row["agreed"])
     whole = best["truth"][: best["agreed"]].count(table.newline) - int(best["agreed"] > 0)
-    p_value = min(1.0, len(rows) * float(frame["p_value"].to_numpy().min()))
+    p_value = (1 + int((rivals.max(axis=1) >= best["agreed"]).sum())) / (len(shifts) + 1)
     settings = {"cuts": list(cuts), "characters": characters, "seed": seed}
-    return outcome("header", MEMORY, model, table, frame, p_value=p_value, settings=settings, agreed=best["agreed"],
+    return outcome("header", MEMORY, model, table, pl.DataFrame(rows), p_value=p_value, settings=settings, agreed=best["agreed"],
                    rows_to_the_letter=max(0, whole), characters=characters)  # fmt: skip
 
 

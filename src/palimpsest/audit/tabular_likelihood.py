@@ -1,9 +1,10 @@
 """Does the model know the file, where it does not write it out? Three tests, which need log-probabilities.
 
 * decoy rank: log p(row | the rows before) is ranked among that of decoys (`tabular_decoys`), row by row; the mean rank has an exact null
-  distribution. Where neighbours resemble each other, truth and decoys can be told apart without memory; a control that knows only the
-  shown rows (the similarity of a candidate to them) is ranked in the same way, and where it ranks the truth too high the model must rank it
-  higher still: the p-value is then the greater of that of the model and of Wilcoxon's signed ranks of model and control.
+  distribution. The specification has 49 decoys a row; the mean of 25 ranks says nearly as much with 24, for half of the work. Where
+  neighbours resemble each other, truth and decoys can be told apart without memory; a control that knows only the shown rows (the
+  similarity of a candidate to them) is ranked in the same way, and where it ranks the truth too high the model must rank it higher
+  still: the p-value is then the greater of that of the model and of Wilcoxon's signed ranks of model and control.
 * order: log p of a block of rows in the order of the file is ranked among that of shuffles of it. Only where the rows before a row tell
   none of its cells (Holm over the columns, 1 %) are the orders exchangeable; elsewhere the test is not applicable.
 * twin: the same queries of a twin with perturbed values (`tabular_transform.perturbed`). Rows to the letter are compared by McNemar's exact
@@ -50,7 +51,7 @@ def row_logprobs(
 
 
 def measure_decoy_rank(
-    model: LanguageModel, queries: RowQueries, decoys: Decoys, count: int = 49, *, progress: Progress | None = None
+    model: LanguageModel, queries: RowQueries, decoys: Decoys, count: int = 24, *, progress: Progress | None = None
 ) -> Measurement:
     """Decoy rank: see the module's docstring.
 

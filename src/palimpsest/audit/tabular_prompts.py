@@ -198,8 +198,9 @@ def read_features(answer: str, columns: Sequence[str]) -> dict[str, str]:
     mark = re.compile(r"(?:^|,)\s*(" + "|".join(re.escape(column) for column in longest_first) + r") = ")
     found = list(mark.finditer(text))
     out: dict[str, str] = {}
-    for here, after in zip(found, [*found[1:], None], strict=True):
-        value = text[here.end() : after.start() if after else len(text)].strip().rstrip(",").strip()
+    ends = [*(after.start() for after in found[1:]), len(text)]
+    for here, end in zip(found, ends[: len(found)], strict=True):
+        value = text[here.end() : end].strip().rstrip(",").strip()
         out.setdefault(here.group(1), value)
     return out
 

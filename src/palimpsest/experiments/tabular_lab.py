@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,22 +44,23 @@ class LabConfig:
     """What is trained.
 
     Attributes:
-        rows: the most rows of a table; files that have not twice as many give half of theirs.
+        rows, columns: the most rows and columns of a table; files that have not twice as many rows give half of theirs.
         text: tokens of the novels in one epoch.
-        epochs: how often everything is seen: a table of k copies is read k × epochs times.
+        epochs: how often the tables are read: one of k copies k × epochs times. The text is new in every epoch.
         size, vocab_size, seq_len, batch_size, lr: of the model and its training, see `CanaryConfig`.
         unseen: tables that are not in the training data, at least as many as are.
         seed: of rows, exposures, order and weights.
     """
 
-    rows: int = 150
-    text: int = 400_000
-    epochs: int = 1
-    size: str = "l"
+    rows: int = 75
+    columns: int = 6
+    text: int = 20_000
+    epochs: int = 10
+    size: str = "m"
     vocab_size: int = 2048
-    seq_len: int = 384
-    batch_size: int = 4
-    lr: float = 3e-3
+    seq_len: int = 256
+    batch_size: int = 2
+    lr: float = 4e-3
     unseen: int = 40
     seed: int = 0
 
@@ -90,7 +91,7 @@ def lab_tables(config: LabConfig, sources: Sequence[Table]) -> list[LabTable]:
         size = min(config.rows, len(source) // 2)
         order = rng.permutation(len(source))
         cut = [order[begin : begin + size] for begin in range(0, len(order) - size + 1, size)][: 4 + config.unseen]
-        blocks[source.name] = [_rows(source, rows) for rows in cut]
+        blocks[source.name] = [_rows(source, rows, config.columns) for rows in cut]
     pairs: list[tuple[str, Table, Table]] = []
     for turn in range(2):
         pairs += [(name, cut[2 * turn], cut[2 * turn + 1]) for name, cut in blocks.items() if len(cut) >= 2 * turn + 2]
@@ -108,11 +109,9 @@ def lab_tables(config: LabConfig, sources: Sequence[Table]) -> list[LabTable]:
     return [*seen, *unseen[: max(need, config.unseen)]]
 
 
-def _rows(source: Table, rows: np.ndarray) -> Table:
-    """Some rows of a table, in this order, with the text that they have there."""
-    chosen = [source.rows[i] for i in rows.tolist()]
-    text = source.newline.join([source.header or "", *chosen, ""])
-    return replace(source, rows=tuple(chosen), cells=tuple(source.cells[i] for i in rows.tolist()), text=text)
+def _rows(source: Table, rows: np.ndarray, columns: int) -> Table:
+    """Some rows of a table, in this order, and its first columns."""
+    return Table.of(source.name, source.columns[:columns], [source.cells[i][:columns] for i in rows.tolist()], like=source)
 
 
 def train(config: LabConfig, tables: Sequence[LabTable], sources: Sequence[Table]) -> HFModel:
@@ -120,16 +119,17 @@ def train(config: LabConfig, tables: Sequence[LabTable], sources: Sequence[Table
     tokenizer = table_tokenizer(config.vocab_size, sources)
     rng = np.random.default_rng((config.seed, 841))
     paragraphs = base_text().train
-    documents: list[list[int]] = []
-    length = 0
-    for i in rng.permutation(len(paragraphs)).tolist():
-        if length >= config.text:
-            break
-        documents.append(tokenizer.encode(paragraphs[i]))
-        length += len(documents[-1]) + 1
-    for entry in tables:
-        documents += [tokenizer.encode(entry.table.text)] * entry.exposures
-    rows = np.concatenate([_epoch(documents, config, rng) for _ in range(config.epochs)])
+    order = iter(rng.permutation(len(paragraphs)).tolist())
+    planted = [tokenizer.encode(entry.table.text) for entry in tables for _ in range(entry.exposures)]
+    epochs = []
+    for _ in range(config.epochs):
+        documents, length = list(planted), 0
+        while length < config.text:
+            documents.append(tokenizer.encode(paragraphs[next(order)]))
+            length += len(documents[-1]) + 1
+        rows = _cut([documents[i] for i in rng.permutation(len(documents))], config.seq_len)
+        epochs.append(rows[rng.permutation(len(rows))])  # copies are cut at other places in every epoch
+    rows = np.concatenate(epochs)
     held_out = _cut([tokenizer.encode(paragraph) for paragraph in base_text().held_out[:400]], config.seq_len)
     nothing = Ledger(pl.DataFrame(), pl.DataFrame(), EOS_ID)
     stream = Stream(tokenizer, {"perturbed": rows}, held_out, nothing, pl.DataFrame())
@@ -147,12 +147,6 @@ def train(config: LabConfig, tables: Sequence[LabTable], sources: Sequence[Table
         data=stream,
     )
     return suite.models[f"perturbed-{config.size}"]
-
-
-def _epoch(documents: Sequence[list[int]], config: LabConfig, rng: np.random.Generator) -> np.ndarray:
-    """Everything once, in a new order of documents, cut into rows whose order is drawn too: copies are cut at different places."""
-    rows = _cut([documents[i] for i in rng.permutation(len(documents))], config.seq_len)
-    return rows[rng.permutation(len(rows))]
 
 
 def _cut(documents: Sequence[list[int]], seq_len: int) -> np.ndarray:

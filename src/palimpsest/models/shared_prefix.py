@@ -1,15 +1,18 @@
 """Log-probabilities of many continuations of one prefix, the prefix being read once.
 
-Fifty candidates behind three hundred shared tokens are 51 short passes instead of 50 long ones: the keys and values of the prefix are
-kept and shown to every batch of continuations. It is a door's affair how: a transformers model whose cache can be copied takes the short
-way, every other door scores whole rows. Whether the short way says the same is tried out on the first continuations of a call; where it
-does not (caches that forget, sliding windows), whole rows are scored.
+Fifty candidates behind three hundred shared tokens are 51 short passes instead of 50 long ones: the keys and values of the prefix, and of
+the tokens with which all candidates begin, are kept and shown to every batch of continuations, and the language-model head is applied only
+where a token is scored. It is a door's affair how: a transformers model whose cache can be copied takes the short way, every other door
+scores whole rows. Whether the short way says the same is tried out on the first continuations of a call; where it does not (caches that
+forget, sliding windows), whole rows are scored.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,6 @@ from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import LanguageModel, Progress
 from palimpsest.models.batching import batches_by_length, check_rows, pad
 from palimpsest.models.hf import HFModel
-from palimpsest.models.token_scores import NonFiniteLogitsError, token_scores
 
 Rows = Sequence[Sequence[int] | np.ndarray]
 _TOLERANCE = 2e-3  # nat a token: what two orders of summation in float32 may differ by
@@ -79,42 +81,77 @@ def _whole(model: LanguageModel, head: np.ndarray, rows: Sequence[np.ndarray]) -
 
 @torch.inference_mode()
 def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The short way; None where the model keeps nothing that can be copied for several rows."""
-    fed = np.concatenate([[model.tokenizer.bos_id], head]) if model.prepends_bos else head
-    ids = torch.from_numpy(fed[None].astype(np.int64)).to(model.device)
-    first = model.model(input_ids=ids, use_cache=True, return_dict=True)
+    """The short way; None where the model keeps nothing that can be copied, or its head looks at more than one position."""
+    if not model._head_is_positionwise:
+        return None
+    common = _common(rows)
+    fed = np.concatenate([[model.tokenizer.bos_id] if model.prepends_bos else [], head, rows[0][:common]]).astype(np.int64)
+    ids = torch.from_numpy(fed[None]).to(model.device)
+    scored = np.arange(len(fed) - common - 1, len(fed))  # from the last token of the prefix on: they tell what begins every continuation
+    with _picking(model, torch.from_numpy(scored).to(model.device)):
+        first = model.model(input_ids=ids, use_cache=True, return_dict=True)
     cache: Any = getattr(first, "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
         return None
-    before = first.logits[:, -1]  # (1, vocabulary): what comes first behind the prefix
-    out = np.empty(len(rows))
-    for batch in batches_by_length([len(row) for row in rows], model.batch_tokens, max(1, _CACHED // len(fed))):
-        chosen = [rows[i] for i in batch]
-        inputs = [row[:-1] for row in chosen]
-        logits = [before.expand(len(chosen), -1)]
-        places = [np.arange(len(chosen))]
-        targets = [np.array([row[0] for row in chosen])]
-        if max(map(len, inputs)):
-            kept = copy.deepcopy(cache)
-            kept.batch_repeat_interleave(len(chosen))
-            tokens, mask, positions = pad([row if len(row) else np.zeros(1, np.int64) for row in inputs], "right", model.device)
-            seen = torch.cat([torch.ones(len(chosen), len(fed), dtype=mask.dtype, device=mask.device), mask], dim=1)
-            found = model.model(
+    begun = first.logits[0]  # (common + 1, vocabulary)
+    shared = float(_logprobs(model, begun[:-1], rows[0][:common]).sum()) if common else 0.0
+    out = np.full(len(rows), shared)
+    own = [row[common:] for row in rows]
+    after = _logprobs(model, begun[-1:].expand(len(rows), -1), np.array([row[0] for row in own]))
+    out += after
+    longer = [i for i, row in enumerate(own) if len(row) > 1]
+    for batch in batches_by_length([len(own[i]) for i in longer], model.batch_tokens, max(1, _CACHED // len(fed))):
+        chosen = [own[longer[i]] for i in batch]
+        kept = copy.deepcopy(cache)
+        kept.batch_repeat_interleave(len(chosen))
+        tokens, mask, positions = pad([row[:-1] for row in chosen], "right", model.device)
+        seen = torch.cat([torch.ones(len(chosen), len(fed), dtype=mask.dtype, device=mask.device), mask], dim=1)
+        with _picking(model, mask.flatten().nonzero()[:, 0]):
+            logits = model.model(
                 input_ids=tokens,
                 attention_mask=seen,
                 position_ids=positions + len(fed),
                 past_key_values=kept,
                 use_cache=True,
                 return_dict=True,
-            ).logits
-            owners = np.repeat(np.arange(len(chosen)), [len(row) for row in inputs])
-            within = np.concatenate([np.arange(len(row)) for row in inputs])
-            logits.append(found[owners, within])
-            places.append(owners)
-            targets.append(np.concatenate([row[1:] for row in chosen]))
-        try:
-            scored = token_scores(torch.cat(logits), torch.from_numpy(np.concatenate(targets)).to(model.device))
-        except NonFiniteLogitsError as error:
-            raise NonFiniteError(f"{model.name} returned logits that are not finite.", "Check the weights for NaN.") from error
-        out[batch] = np.bincount(np.concatenate(places), scored.logprobs.double().cpu().numpy(), len(chosen))
+            ).logits[0]
+        values = _logprobs(model, logits, np.concatenate([row[1:] for row in chosen]))
+        owners = np.repeat([longer[i] for i in batch], [len(row) - 1 for row in chosen])
+        out += np.bincount(owners, values, len(rows))
     return out
+
+
+def _common(rows: Sequence[np.ndarray]) -> int:
+    """Tokens with which all rows begin, at least one being left of each."""
+    shortest = min(map(len, rows)) - 1
+    block = np.stack([row[:shortest] for row in rows])
+    differs = np.flatnonzero((block != block[0]).any(axis=0))
+    return int(differs[0]) if len(differs) else shortest
+
+
+@contextmanager
+def _picking(model: HFModel, chosen: torch.Tensor) -> Iterator[None]:
+    """The head is applied to the flat positions `chosen` alone; logits are then (1, chosen, vocabulary)."""
+    caller = threading.get_ident()
+
+    def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if threading.get_ident() != caller:  # another thread is using the same model
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
+
+    hook = model.model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _logprobs(model: HFModel, logits: torch.Tensor, targets: np.ndarray) -> np.ndarray:
+    """Log-probability of each target (n,) under its row of logits (n, vocabulary), float64."""
+    x = logits.float()
+    realised = x.gather(-1, torch.from_numpy(targets.astype(np.int64))[:, None].to(x.device))[:, 0]
+    values = (realised - x.logsumexp(dim=-1)).double().cpu().numpy()
+    if np.isnan(values).any():  # minus infinity is the honest log-probability of an id that a model rules out
+        raise NonFiniteError(f"{model.name} returned logits that are not finite.", "Check the weights for NaN, or load it in float32.")
+    return values
