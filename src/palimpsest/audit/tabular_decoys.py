@@ -28,7 +28,7 @@ from palimpsest.errors import InputError
 
 FEWEST = 9  # decoys: with fewer no row says anything at 10 %
 _FITTED = 1000  # rows on which it is found out which columns the others tell
-_TREES = 60
+_TREES = 30
 _UNIFORM = 0.05  # level of the test that last digits are uniform
 _MOST_CLASSES = 50
 

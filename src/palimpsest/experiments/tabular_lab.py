@@ -27,6 +27,7 @@ from palimpsest.models import HFModel
 from palimpsest.tokenizer import Tokenizer
 
 EXPOSURES = (1, 2, 4, 8)
+_READ = 4000  # paragraphs that the tokenizer is trained on
 FILES = ("iris", "uci-wine", "openml-diabetes", "california-housing", "adult-train")
 
 
@@ -54,8 +55,8 @@ class LabConfig:
 
     rows: int = 75
     columns: int = 6
-    text: int = 20_000
-    epochs: int = 10
+    text: int = 10_000
+    epochs: int = 8
     size: str = "m"
     vocab_size: int = 2048
     seq_len: int = 256
@@ -167,5 +168,5 @@ def table_tokenizer(vocab_size: int, sources: Sequence[Table]) -> Tokenizer:
         show_progress=False,
     )
     texts = [table.newline.join([table.header or "", *table.rows[:2000]]) for table in sources]
-    backend.train_from_iterator([*base_text().train, *texts], trainer)
+    backend.train_from_iterator([*base_text().train[:_READ], *texts], trainer)
     return Tokenizer(backend, eos_id=EOS_ID, pad_id=EOS_ID)

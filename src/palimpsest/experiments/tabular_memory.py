@@ -42,7 +42,7 @@ from palimpsest.stats import auc, wilson_interval
 
 STATEMENT = "Language models give back popular tables verbatim, and their few-shot accuracy is higher on tables that they saw in training."
 CPU = LabConfig()
-SMOKE = LabConfig(rows=40, columns=4, text=3_000, epochs=1, size="s", vocab_size=512, seq_len=128, unseen=8)
+SMOKE = LabConfig(rows=36, columns=4, text=1_000, epochs=1, size="s", vocab_size=512, seq_len=128, batch_size=8, unseen=8)
 QUERIES, DECOYS, LEVEL = 25, 24, 0.05
 MODEL = "smollm2-135m"
 
