@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palimpsest.audit.tabular_table import Table, codes, require_column, row_text, same
+from palimpsest.audit.tabular_cells import codes, row_text, same
+from palimpsest.audit.tabular_table import Table, require_column
 from palimpsest.errors import CorpusError, InputError
 
 cells = st.text(st.sampled_from('ab1.,;"\n é日'), max_size=5)

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from rapidfuzz.distance import Levenshtein
 
+from palimpsest.audit.tabular_cells import missing, same
 from palimpsest.audit.tabular_controls import (
     best_control,
     dependence,
@@ -33,7 +34,7 @@ from palimpsest.audit.tabular_decoys import Decoys
 from palimpsest.audit.tabular_outcome import MEMORY, not_applicable, outcome
 from palimpsest.audit.tabular_prompts import MARGIN, RowQueries, complete, feature_text, first_line, is_row, token_counts
 from palimpsest.audit.tabular_ranks import mean_rank_p, rank
-from palimpsest.audit.tabular_table import Table, missing, require_column, same
+from palimpsest.audit.tabular_table import Table, require_column
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement
 from palimpsest.models.base import LanguageModel, Progress
@@ -42,6 +43,7 @@ CUTS = (2, 4, 6, 8)  # rows of the file in which the header test cuts
 CHARACTERS = 500
 _TAIL = 24  # tokens written where the model leaves the file
 _RIVALS = 999
+_SHOWN = 200  # characters before a cut that are kept to be looked at
 
 
 def write_rows(model: LanguageModel, queries: RowQueries, progress: Progress | None = None) -> list[str]:
@@ -63,7 +65,8 @@ def measure_row_completion(
         progress: called with (queries done, queries in all).
 
     Returns:
-        One row a query: row, truth, answer (its first line), exact, similarity (1 − edit distance / the longer length), control.
+        One row a query: row, before (the last row that was shown), truth, answer (its first line), exact, similarity (1 − edit distance /
+        the longer length), control.
 
     Raises:
         CapabilityError, ContextOverflowError: as `LanguageModel.generate` says.
@@ -77,7 +80,16 @@ def measure_row_completion(
     name, control = best_control(row_controls(queries), queries.truths, str.__eq__)
     lines = [first_line(answer) for answer in answers]
     near = [Levenshtein.normalized_similarity(line, truth) for line, truth in zip(lines, queries.truths, strict=True)]
-    columns = {"row": queries.rows, "truth": queries.truths, "answer": lines, "exact": hits, "similarity": near, "control": control}
+    before = [queries.table.rows[row - 1] for row in queries.rows]
+    columns = {
+        "row": queries.rows,
+        "before": before,
+        "truth": queries.truths,
+        "answer": lines,
+        "exact": hits,
+        "similarity": near,
+        "control": control,
+    }
     settings = {"shown": queries.shown}
     return outcome("row-completion", MEMORY, model, queries.table, pl.DataFrame(columns), hits=hits, control=(name, control),
                    settings=settings, excluded=queries.excluded, similarity=float(np.mean(near)))  # fmt: skip
@@ -224,8 +236,8 @@ def measure_header(
         progress: called with (cuts done, cuts in all).
 
     Returns:
-        One row a cut: row, cut (characters from the beginning), agreed, answer, truth. The summary holds the longest agreement and the
-        whole rows in it.
+        One row a cut: row, cut (characters from the beginning), before (their end), agreed, answer, truth. The summary holds the longest
+        agreement and the whole rows in it.
 
     Raises:
         InputError: no cut lies in the table.
@@ -248,7 +260,7 @@ def measure_header(
             start = table.starts[other] + min(offset, len(table.rows[other]))
             rivals[i, j] = _agreement(answer, table.text[start : start + characters])
     rows: list[dict[str, Any]] = [
-        {"row": number, "cut": place, "agreed": length, "answer": answer, "truth": truth}
+        {"row": number, "cut": place, "before": table.text[:place][-_SHOWN:], "agreed": length, "answer": answer, "truth": truth}
         for number, place, length, answer, truth in zip(numbers, places, agreed, answers, truths, strict=True)
     ]
     best = max(rows, key=lambda row: row["agreed"])

@@ -21,10 +21,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from palimpsest.audit.tabular_cells import codes, row_text, same
 from palimpsest.audit.tabular_decoys import filled
 from palimpsest.audit.tabular_prompts import RowQueries
 from palimpsest.audit.tabular_ranks import more_often
-from palimpsest.audit.tabular_table import Table, codes, row_text, same
+from palimpsest.audit.tabular_table import Table
 from palimpsest.errors import InputError
 
 NEIGHBOURS = 5

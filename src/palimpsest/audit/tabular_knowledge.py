@@ -20,9 +20,10 @@ import polars as pl
 from rapidfuzz.distance import Levenshtein
 from scipy import stats
 
+from palimpsest.audit.tabular_cells import same
 from palimpsest.audit.tabular_outcome import KNOWLEDGE, not_applicable, outcome
 from palimpsest.audit.tabular_prompts import MARGIN, complete, feature_text, first_line, read_features, share_missing, shots, token_counts
-from palimpsest.audit.tabular_table import Table, same
+from palimpsest.audit.tabular_table import Table
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement
 from palimpsest.models.base import LanguageModel, Progress

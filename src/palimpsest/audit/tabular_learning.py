@@ -21,11 +21,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from palimpsest.audit.tabular_cells import missing, same
 from palimpsest.audit.tabular_decoys import filled
 from palimpsest.audit.tabular_outcome import provenance
 from palimpsest.audit.tabular_prompts import MARGIN, complete, feature_text, first_line, token_counts
 from palimpsest.audit.tabular_ranks import more_often
-from palimpsest.audit.tabular_table import Table, missing, require_column, same
+from palimpsest.audit.tabular_table import Table, require_column
 from palimpsest.audit.tabular_transform import VERSIONS, Transform
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement

@@ -15,7 +15,8 @@ from functools import cache
 import numpy as np
 from sklearn import datasets
 
-from palimpsest.audit.tabular_table import Table, missing
+from palimpsest.audit.tabular_cells import missing
+from palimpsest.audit.tabular_table import Table
 from palimpsest.errors import ContextOverflowError, InputError
 from palimpsest.models.base import LanguageModel, Progress
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from palimpsest.audit.tabular_cells import codes, missing, number, quoted, row_text
 from palimpsest.errors import CorpusError, InputError
 from palimpsest.files import sha256_json
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 FEWEST = 12  # rows: ten to show, one to ask for, and another to compare with
 MOST = 100_000  # rows that are read
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 _DELIMITERS = ",;\t|"
 
 
@@ -120,7 +120,7 @@ class Table:
                     "Repair the row, or quote the cell that holds a delimiter.",
                 )
         first = records[0].cells
-        named = header if header is not None else not any(_number(cell) is not None for cell in first)
+        named = header if header is not None else not any(number(cell) is not None for cell in first)
         body = records[1:] if named else records
         notes = () if named else ("The file has no line of column names.",)
         if len(body) > MOST:
@@ -168,7 +168,7 @@ class Table:
         """The text of a row with other cells in some columns; what is not changed keeps its own text where the row needs no quotes."""
         cells = [changed.get(column, cell) for column, cell in enumerate(self.cells[row])]
         plain = self.delimiter.join(self.cells[row]) == self.rows[row] and not any(
-            _quoted(cell, self.delimiter) for cell in changed.values()
+            quoted(cell, self.delimiter) for cell in changed.values()
         )
         return self.delimiter.join(cells) if plain else row_text(cells, self.delimiter)
 
@@ -190,7 +190,7 @@ class Table:
         """The columns as numbers; all NaN where some cell is neither a number nor missing."""
         columns = []
         for cells in zip(*self.cells, strict=True):
-            values = [_number(cell) if not missing(cell) else float("nan") for cell in cells]
+            values = [number(cell) if not missing(cell) else float("nan") for cell in cells]
             mixed = any(value is None for value in values)
             columns.append(np.full(len(cells), np.nan) if mixed else np.array(values, np.float64))
         return columns
@@ -258,56 +258,6 @@ def _delimiter(text: str) -> str:
         if len(widths) == 1 and (width := widths.pop()) > most:
             best, most = candidate, width
     return best
-
-
-def row_text(cells: Sequence[str], delimiter: str = ",") -> str:
-    """A row as CSV: cells are quoted where they must be.
-
-    Example:
-        >>> row_text(["a", "b,c"])
-        'a,"b,c"'
-    """
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\r\n").writerow(cells)  # so that both characters are quoted in cells
-    return out.getvalue()[:-2]
-
-
-def _quoted(cell: str, delimiter: str) -> bool:
-    return any(mark in cell for mark in (delimiter, '"', "\n", "\r"))
-
-
-def missing(cell: str) -> bool:
-    """Whether a cell says that there is no value."""
-    return cell.strip().lower() in MISSING
-
-
-def _number(cell: str) -> float | None:
-    """A finite number, or None."""
-    try:
-        value = float(cell) if "_" not in cell else float("inf")
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
-
-
-def codes(values: Sequence[str]) -> np.ndarray:
-    """Texts as numbers 0, 1, …, the most common first, ties in alphabetical order."""
-    unique, inverse, counts = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True, return_counts=True)
-    rank = np.empty(len(unique))
-    rank[np.lexsort((np.arange(len(unique)), -counts))] = np.arange(len(unique))
-    return rank[inverse]
-
-
-def same(a: str, b: str) -> bool:
-    """Whether two cells say the same: equal texts without outer spaces and quotes, or equal numbers.
-
-    Example:
-        >>> same(" .28", "0.280"), same("1", "10")
-        (True, False)
-    """
-    x, y = a.strip().strip('"'), b.strip().strip('"')
-    first, second = _number(x), _number(y)
-    return x == y or (first is not None and first == second)
 
 
 def require_column(table: Table, column: str) -> int:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from palimpsest.audit.tabular_table import Table, missing, require_column
+from palimpsest.audit.tabular_cells import missing
+from palimpsest.audit.tabular_table import Table, require_column
 from palimpsest.errors import InputError
 
 VERSIONS = ("original", "perturbed", "task", "statistical")

@@ -120,9 +120,7 @@ def _letter(here: Results, whole: Measurement) -> tuple[str, list[Block]]:
     if header is not None:
         row = max(header.table.to_dicts(), key=lambda row: row["agreed"])
         column = _written(row["answer"] or " ", row["agreed"], "header")
-        items.append(
-            {"id": "header", "prefix_text": f"The file, cut behind {row['cut']} characters", "true_text": row["truth"], "columns": [column]}
-        )
+        items.append({"id": "header", "prefix_text": row["before"], "true_text": row["truth"], "columns": [column]})
     rows = _measured(here, "row-completion")
     for row in rows.table.sort("similarity", descending=True).head(_SHOWN).to_dicts() if rows is not None else []:
         agreed = _agreed(row["answer"], row["truth"])
@@ -131,7 +129,7 @@ def _letter(here: Results, whole: Measurement) -> tuple[str, list[Block]]:
         items.append(
             {
                 "id": f"row {row['row'] + 1}",
-                "prefix_text": f"The rows before row {row['row'] + 1}",
+                "prefix_text": row["before"] + "\n",
                 "true_text": row["truth"],
                 "columns": [column],
             }
