@@ -38,7 +38,7 @@ def mean_rank_p(ranks: Sequence[int] | np.ndarray, rivals: int) -> float:
         InputError: no ranks, or one outside 1 … rivals + 1.
 
     Example:
-        >>> mean_rank_p([1, 1], 4), mean_rank_p([5, 5], 4)
+        >>> round(mean_rank_p([1, 1], 4), 6), mean_rank_p([5, 5], 4)
         (0.04, 1.0)
     """
     observed = np.asarray(ranks, np.int64)

@@ -162,7 +162,7 @@ def perturbed(table: Table, seed: int = 0) -> Table:
     """A twin of the table: every number one unit of its last digit off, within the range of its column; texts and the last column stay.
 
     Example:
-        >>> table = Table.parse("a,b\n" + "".join(f"{i},x\n" for i in range(12)), name="demo")
+        >>> table = Table.parse("a,b\\n" + "".join(f"{i},x\\n" for i in range(12)), name="demo")
         >>> twin = perturbed(table)
         >>> twin.columns, any(a == b for a, b in zip(table.rows, twin.rows))
         (('a', 'b'), False)
