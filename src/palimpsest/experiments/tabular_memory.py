@@ -77,8 +77,8 @@ def run(scale: str, seed: int) -> Claim:
         f"at most {config.rows} rows and {config.columns} columns, and of small files half of theirs; "
         f"{len(tables) - 2 * len(EXPOSURES)} unseen tables.",
         "Chosen on seed 100: the specification's tables of 150 rows with all columns, read in one epoch by a model of 1.7 million "
-        "parameters, left no trace even at 8 copies (mean rank 26.7 of 50 on iris, no row to the letter); smaller tables, read over several "
-        "epochs, do. Copies are those of one epoch. The peer finds no row on any of them, so that its AUC is 0.5 by ties; the "
+        "parameters, left no trace even at 8 copies (mean rank 26.7 of 50 on iris, no row to the letter); smaller tables, read over "
+        "several epochs, do. Copies are those of one epoch. The peer finds no row on any of them, so that its AUC is 0.5 by ties; the "
         "specification expected it to be 1 at 8 copies, as ours is asked to be.",
         "Also on seed 100: 49 decoys a row took 1.5 times the peer's processor time, 24 take less than all of it and rank as well; scoring "
         "rows only up to the last swapped cell was cheaper still and lost power (mean rank 9.4 instead of 4.8 of 50 on iris at 8 copies).",
