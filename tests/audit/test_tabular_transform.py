@@ -1,4 +1,4 @@
-"""Versions of a table, and few-shot learning on them."""
+"""Versions of a table, few-shot learning on them, linear classification and time series."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palimpsest.audit.tabular_learning import measure_few_shot
+from palimpsest.audit.tabular_learning import measure_few_shot, measure_linear_classification
+from palimpsest.audit.tabular_series import measure_time_series
 from palimpsest.audit.tabular_table import Table
 from palimpsest.audit.tabular_transform import VERSIONS, Change, Transform, perturbed
 from palimpsest.errors import InputError
@@ -146,6 +147,49 @@ def test_who_knows_the_text_falls_with_it_and_the_rivals_do_not(tiny_tokenizer):
     assert len(found.table) == 4 * 30
     shown = measure_few_shot(Memory(tiny_tokenizer, table), table, n=30, shots=10).table
     assert shown.equals(found.table)
+
+
+def test_linear_classification_has_nothing_to_remember(tiny_tokenizer):
+    nobody = Memory(tiny_tokenizer, table_of(range(12)))
+    found = measure_linear_classification(nobody, 3, n=20, shots=16)
+    figures = found.summary["versions"]["original"]
+    assert figures["rate"] == 0.0
+    assert figures["logistic_all"] > 0.8
+    assert set(found.table["truth"]) == {"0", "1"}
+    with pytest.raises(InputError, match="0 features"):
+        measure_linear_classification(nobody, 0)
+
+
+class Clock(Memory):
+    """A door that goes on with a series as a function of its last value says, or as it stands in a memory."""
+
+    def __init__(self, tokenizer, after):
+        self.tokenizer, self.after = tokenizer, after
+
+    def generate(self, prefixes, max_new_tokens, **how):
+        texts = [self.after(self.tokenizer.decode(ids).split("\n")) for ids in prefixes]
+        return [[np.array(self.tokenizer.encode(f"\n{text}\n"), np.int64)] for text in texts]
+
+
+def test_a_series_that_was_read_is_told_from_one_that_is_guessed(tiny_tokenizer):
+    rng = np.random.default_rng(0)
+    values = [f"{value:.1f}" for value in 100 + np.cumsum(rng.normal(size=80))]
+    table = Table.parse("day,price\n" + "".join(f"{i},{value}\n" for i, value in enumerate(values)), name="t")
+    knows = Clock(tiny_tokenizer, lambda shown: values[len(shown) + next(i for i in range(80) if values[i : i + len(shown)] == shown)])
+    found = measure_time_series(knows, table, "price", n=20, shown=10).summary
+    assert (found["hits"], found["unparsed"]) == (20, 0)
+    assert max(found["p_value"], found["error_p_value"]) < 0.001
+    guesses = measure_time_series(Clock(tiny_tokenizer, lambda shown: shown[-1]), table, "price", n=20, shown=10).summary
+    assert guesses["control"] in ("last value", "last value and mean step")
+    assert guesses["error_p_value"] > 0.05
+    silent = measure_time_series(Clock(tiny_tokenizer, lambda shown: "up"), table, "price", n=20, shown=10)
+    assert (silent.summary["unparsed"], silent.summary["error"], silent.summary["hits"]) == (20, None, 0)
+    assert silent.table["value"].null_count() == 20
+    gaps = Table.parse("a,b\n" + "".join(f"{i},{'' if i == 3 else i}\n" for i in range(20)), name="t")
+    with pytest.raises(InputError, match="1 cells that are no numbers"):
+        measure_time_series(knows, gaps, "b")
+    with pytest.raises(InputError, match="of 80 values"):
+        measure_time_series(knows, table, "price", shown=80)
 
 
 def test_targets_of_many_numbers_are_cut_and_others_refused(tiny_tokenizer):

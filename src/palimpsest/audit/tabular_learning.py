@@ -97,6 +97,36 @@ def measure_few_shot(
     return Measurement("tabular-few-shot", frame, summary, provenance(model, table, {"seed": seed}))
 
 
+def measure_linear_classification(
+    model: LanguageModel, features: int = 2, *, n: int = 50, shots: int = 20, seed: int = 0, progress: Progress | None = None
+) -> Measurement:
+    """In-context linear classification: what a model learns where there is nothing to remember.
+
+    Points with independent normal coordinates, two decimals, belong to class 1 where a random direction says so, to 0 elsewhere.
+
+    Args:
+        model: needs "text".
+        features: coordinates.
+        n, shots, progress: as for `measure_few_shot`.
+        seed: of points, direction and order.
+
+    Returns:
+        As `measure_few_shot`, with one version.
+
+    Raises:
+        InputError: fewer than one feature.
+    """
+    if features < 1:
+        raise InputError(f"Points of {features} features were asked for.", "Give at least 1.")
+    rng = np.random.default_rng((seed, 96))
+    points = rng.normal(size=(2 * (n + shots), features)).round(2)
+    classes = (points @ rng.normal(size=features) > 0).astype(int)
+    names = [*(f"X{i + 1}" for i in range(features)), "Y"]
+    cells = [[*(f"{value:.2f}" for value in point), str(label)] for point, label in zip(points.tolist(), classes.tolist(), strict=True)]
+    table = Table.of("linear", names, cells)
+    return measure_few_shot(model, table, "Y", versions=["original"], n=n, shots=shots, seed=seed, progress=progress)
+
+
 def _with_classes(table: Table, column: int) -> Table:
     """The table with a target of classes: its own, or "low" and "high" for many numbers."""
     values = {row[column].strip() for row in table.cells if not missing(row[column])}
