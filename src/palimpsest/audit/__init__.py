@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from palimpsest.audit.near_verbatim import measure_near_verbatim
     from palimpsest.audit.probabilistic import measure_probabilistic
     from palimpsest.audit.samples import PrefixSuffix, benchmark_samples, corpus_samples, head_samples, stratified_samples
+    from palimpsest.audit.tabular import TabularAudit
+    from palimpsest.audit.tabular_learning import measure_few_shot
+    from palimpsest.audit.tabular_series import measure_time_series
+    from palimpsest.audit.tabular_table import Table
 
 _HOMES = {
     "PrefixSuffix": "samples",
+    "Table": "tabular_table",
+    "TabularAudit": "tabular",
     "benchmark_samples": "samples",
     "corpus_samples": "samples",
     "head_samples": "samples",
@@ -28,11 +34,13 @@ _HOMES = {
     "measure_copyright": "copyright",
     "measure_discourse": "discourse",
     "measure_extraction": "extraction",
+    "measure_few_shot": "tabular_learning",
     "measure_low_perplexity": "low_perplexity",
     "measure_membership": "membership",
     "measure_memorization_classes": "memorization_classes",
     "measure_near_verbatim": "near_verbatim",
     "measure_probabilistic": "probabilistic",
+    "measure_time_series": "tabular_series",
     "memorization_scores": "forecast",
     "size_law": "laws",
     "stratified_samples": "samples",
@@ -40,6 +48,8 @@ _HOMES = {
 
 __all__ = [
     "PrefixSuffix",
+    "Table",
+    "TabularAudit",
     "benchmark_samples",
     "corpus_samples",
     "head_samples",
@@ -47,11 +57,13 @@ __all__ = [
     "measure_copyright",
     "measure_discourse",
     "measure_extraction",
+    "measure_few_shot",
     "measure_low_perplexity",
     "measure_membership",
     "measure_memorization_classes",
     "measure_near_verbatim",
     "measure_probabilistic",
+    "measure_time_series",
     "memorization_scores",
     "size_law",
     "stratified_samples",

@@ -249,7 +249,7 @@ class TabmemcheckModel:
         room = self.model.room - len(ids)
         if room < 1:
             raise ContextOverflowError(f"The prompt has {len(ids)} tokens, {self.model.name} sees {self.model.room}.", "Show fewer rows.")
-        written = self.model.generate([ids], min(max_tokens, room), temperature=temperature)[0][0]
+        written = self.model.generate([ids], min(max_tokens, room), temperature=temperature, seed=self.calls)[0][0]
         self.calls, self.tokens = self.calls + 1, self.tokens + len(written)
         return self.model.tokenizer.decode([*ids, *written.tolist()])[len(self.model.tokenizer.decode(ids)) :]
 

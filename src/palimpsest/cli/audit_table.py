@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from palimpsest.errors import InputError
@@ -47,6 +48,6 @@ def show_tests(console: Console, card: dict[str, Any]) -> None:
         right = "" if test["hits"] is None else f"{test['hits']} of {test['n']}"
         control = "" if test["control_hits"] is None else str(test["control_hits"])
         p, adjusted = ("" if test[key] is None else f"{test[key]:.2g}" for key in ("p_value", "adjusted"))
-        table.add_row(test["test"].replace("-", " "), right, control, p, adjusted, f"[dim]{test['reason'] or ''}[/]")
+        table.add_row(test["test"].replace("-", " "), right, control, p, adjusted, f"[dim]{escape(test['reason'] or '')}[/]")
     console.print()
     console.print(table)
