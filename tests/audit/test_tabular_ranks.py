@@ -99,6 +99,18 @@ def test_what_is_determined_stays_and_what_is_not_is_swapped():
     assert decoys.swapped == (2, 3)
 
 
+def test_two_names_of_one_thing_stay_together_also_in_a_small_table():
+    rng = np.random.default_rng(0)
+    grades = [("b", "7"), ("m", "2"), ("d", "11"), ("h", "5"), ("k", "3"), ("a", "9"), ("q", "1"), ("z", "14")]
+    rows = [f"{rng.integers(1000, 9999)},{rng.integers(10, 99)},{a},{b}" for a, b in (grades[i] for i in rng.integers(8, size=70))]
+    decoys = Decoys(Table.parse("u,v,grade,number\n" + "\n".join(rows) + "\n", name="t"))
+    assert decoys.determined[2:].min() > 0.8
+    assert decoys.swapped == (0, 1)
+    pairs = set(grades)
+    for row in (20, 60):
+        assert all(tuple(text.split(",")[2:]) in pairs for text in decoys.of(row, 24))
+
+
 def test_tables_without_decoys():
     same = Table.parse("a,b\n" + "1,2\n" * 20, name="t")
     with pytest.raises(InputError, match="equal"):

@@ -80,6 +80,10 @@ def run(scale: str, seed: int) -> Claim:
         "parameters, left no trace even at 8 copies (mean rank 26.7 of 50 on iris, no row to the letter); smaller tables, read over "
         "several epochs, do. Copies are those of one epoch. The peer finds no row on any of them, so that its AUC is 0.5 by ties; the "
         "specification expected it to be 1 at 8 copies, as ours is asked to be.",
+        "Tried before, and failed on seed 1 (seed 0 passed; seed 2 was not finished): 17.5 % of the unseen tables were found, all of them "
+        "of the adult file, and AUC was 0.57 at 1 and 2 copies and 0.975 at 8. On seed 112 these were seen to be the tables whose decoys "
+        "swapped EducationNum and kept Education: 75 rows were too few for the forest to see that one names the other, and the model had "
+        "learnt it from the adult tables that it had read. What one column alone tells now counts as well, so that both are kept.",
         "Also on seed 100: 49 decoys a row took 1.5 times the peer's processor time, 24 take less than all of it and rank as well; scoring "
         "rows only up to the last swapped cell was cheaper still and lost power (mean rank 9.4 instead of 4.8 of 50 on iris at 8 copies).",
     ]
