@@ -1,6 +1,6 @@
 """Decoys: rows that could as well have been the true one, for all that can be known without having read the table.
 
-A row is x = (x_J, x_K). J are the columns that the others say least about; K the rest. A decoy takes x_J from another row of the table
+A row is x = (x_J, x_K). J are the columns that the others say least about, all together or one alone; K the rest. A decoy takes x_J from another row of the table
 that has nearly the same x_K and stands in nearly the same part of the file, and draws the last digit of those numbers of K whose last
 digits are uniform over 0 … 9 anew. Given x_K the donor's x_J and the row's own are two draws from one distribution, so that truth and
 decoys are exchangeable (conditional randomisation: Candès et al., JRSS B 2018; Berrett et al., JRSS B 2020). That is exact when the
@@ -56,7 +56,7 @@ class Decoys:
 
     @cached_property
     def determined(self) -> np.ndarray:
-        """For every column how well the others tell it, 0 to 1: the better of a forest on all of them and of a list of the values of one."""
+        """For every column how well the others tell it, 0 to 1: the better of a forest on all of them and of a list of one's values."""
         matrix = filled(self.table.matrix)
         rng = np.random.default_rng((self.seed, 1))
         rows = rng.permutation(len(matrix))[:_FITTED]
