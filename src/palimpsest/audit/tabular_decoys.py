@@ -1,11 +1,11 @@
 """Decoys: rows that could as well have been the true one, for all that can be known without having read the table.
 
-A row is x = (x_J, x_K). J are the columns that the others say least about, all together or one alone; K the rest. A decoy takes x_J from another row of the table
-that has nearly the same x_K and stands in nearly the same part of the file, and draws the last digit of those numbers of K whose last
-digits are uniform over 0 … 9 anew. Given x_K the donor's x_J and the row's own are two draws from one distribution, so that truth and
-decoys are exchangeable (conditional randomisation: Candès et al., JRSS B 2018; Berrett et al., JRSS B 2020). That is exact when the
-donors' x_K are the row's own, and as good as the match where they are near; the calibration on tables that were never seen is part of
-the claim check.
+A row is x = (x_J, x_K). J are the columns that the others, together or one alone, say least about; K the rest. A decoy takes x_J from
+another row of the table that has nearly the same x_K and stands in nearly the same part of the file, and draws the last digit of those
+numbers of K whose last digits are uniform over 0 … 9 anew. Given x_K the donor's x_J and the row's own are two draws from one
+distribution, so that truth and decoys are exchangeable (conditional randomisation: Candès et al., JRSS B 2018; Berrett et al., JRSS B
+2020). That is exact when the donors' x_K are the row's own, and as good as the match where they are near; the calibration on tables that
+were never seen is part of the claim check.
 
 Donors never come from the rows that the model is shown; those behind the row may serve, because where neighbours resemble each other a
 donor from far away would be told by that alone. A decoy that is another row of the table is left out; one that is the row itself is kept
