@@ -53,6 +53,11 @@ def test_version():
     assert (answer.exit_code, answer.stdout) == (0, f"palimpsest {__version__}\n")
 
 
+def test_the_module_is_the_command():
+    shown = subprocess.run([sys.executable, "-m", "palimpsest", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: palimpsest" in shown.stdout
+
+
 def test_an_error_of_the_library_is_a_message_with_its_remedy_and_code_2(monkeypatch):
     def probe() -> None:
         raise CorpusError("The corpus x.txt is empty.", "Give a file with text.")

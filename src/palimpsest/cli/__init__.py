@@ -115,7 +115,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a corpus holds any character; a narrow terminal must not end the run
             stream.reconfigure(errors="replace")
-    app()
+    app(prog_name="palimpsest")
 
 
 if __name__ == "__main__":
