@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from palimpsest.audit.approximate import measure_approximate
+    from palimpsest.audit.contrast import measure_contrast
+    from palimpsest.audit.contrast_blocks import block_in_block_out
+    from palimpsest.audit.contrast_readings import Cloze
     from palimpsest.audit.copyright import measure_copyright
     from palimpsest.audit.discourse import measure_discourse
     from palimpsest.audit.extraction import measure_extraction
@@ -24,13 +27,16 @@ if TYPE_CHECKING:
     from palimpsest.audit.tabular_table import Table
 
 _HOMES = {
+    "Cloze": "contrast_readings",
     "PrefixSuffix": "samples",
     "Table": "tabular_table",
     "TabularAudit": "tabular",
     "benchmark_samples": "samples",
+    "block_in_block_out": "contrast_blocks",
     "corpus_samples": "samples",
     "head_samples": "samples",
     "measure_approximate": "approximate",
+    "measure_contrast": "contrast",
     "measure_copyright": "copyright",
     "measure_discourse": "discourse",
     "measure_extraction": "extraction",
@@ -47,13 +53,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "Cloze",
     "PrefixSuffix",
     "Table",
     "TabularAudit",
     "benchmark_samples",
+    "block_in_block_out",
     "corpus_samples",
     "head_samples",
     "measure_approximate",
+    "measure_contrast",
     "measure_copyright",
     "measure_discourse",
     "measure_extraction",

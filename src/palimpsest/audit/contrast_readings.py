@@ -9,7 +9,8 @@ position before answer token y and p = softmax(x):
 * log p(y) of every answer token; at the answer's first token also max p, the entropy −Σ p log p and the margin log p₁ − log p₂ of the two
   likeliest ids.
 * hidden states (layers 0 = embedding to L, the last normed as the head reads it) at the last prompt token ("prompt") and averaged over
-  the answer's tokens ("answer"): mean, variance and L2 norm over the hidden dimensions of every layer, and the vectors of the layers asked for.
+  the answer's tokens ("answer"): mean, variance and L2 norm over the hidden dimensions of every layer, and the vectors of the layers
+  asked for.
 
 States are reduced batch by batch; what is kept is (items, layers, 3) figures and (items, layers asked for, hidden) vectors.
 """
