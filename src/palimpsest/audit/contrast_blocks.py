@@ -67,7 +67,7 @@ def block_in_block_out(model: LanguageModel, phrases: Sequence[str], progress: P
             rows.append((number, given, len(parts) - given, emitted, float(rest.sum()), float(rest.mean())))
     names = ("phrase", "given", "left", "emitted", "logprob", "logprob_mean")
     table = pl.DataFrame(rows, schema=names, orient="row")
-    summary = {
+    summary: dict[str, Any] = {
         "given": _emitted(table, "given"),
         "left": _emitted(table, "left"),
         "spearman_emitted": _correlation(table, "emitted"),
