@@ -115,10 +115,10 @@ def show(console: Console, target: Contender, result: Measurement, advice: Recom
 
     base = result.summary["base_rate"]
     rate = base["common"] if base["common"]["n"] else base["all"]
-    console.print(f"{target.name} has memorized {percent(rate['rate'])} of {rate['n']:,} documents.", highlight=False)
+    console.print(f"{target.name} has memorized {percent(rate['rate'])} of {rate['n']:,} documents.", highlight=False, soft_wrap=True)
     table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     for column in ("predictor", "memorized", "precision", "recall", "F1", "operations", "of the target's"):
-        table.add_column(column, justify="left" if column == "predictor" else "right")
+        table.add_column(column, justify="left" if column == "predictor" else "right", overflow="fold")
     for row in result.table.iter_rows(named=True):
         if row["scope"] == "common":
             figures = [percent(row[name]) for name in ("precision", "recall", "f1")]
@@ -126,6 +126,6 @@ def show(console: Console, target: Contender, result: Measurement, advice: Recom
     console.print(table)
     for row in result.table.iter_rows(named=True):
         if row["scope"] == "common" and row["reason"]:
-            console.print(f"[dim]{row['predictor']}: {row['reason']}.[/]", highlight=False)
+            console.print(f"[dim]{row['predictor']}: {row['reason']}.[/]", highlight=False, soft_wrap=True)
     said = f"Advice: {advice.predictor}. " if advice.predictor else "No advice. "
-    console.print(said + advice.reason, highlight=False)
+    console.print(said + advice.reason, highlight=False, soft_wrap=True)
