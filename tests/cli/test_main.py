@@ -81,6 +81,32 @@ def test_with_json_the_error_is_json_too(monkeypatch):
     assert answer.stderr == "error: The corpus x.txt is empty. Give a file with text.\n"
 
 
+def test_with_json_a_wrong_option_is_json_too(monkeypatch):
+    def probe(count: int = typer.Option(1, min=1), as_json: bool = typer.Option(False, "--json")) -> None:
+        raise AssertionError
+
+    use(monkeypatch, probe)
+    for wrong in (["--count", "0"], ["--what"]):
+        answer = runner.invoke(app, ["probe", *wrong, "--json"])
+        assert answer.exit_code == 2
+        error = json.loads(answer.stdout)["error"]
+        assert error["type"] == "UsageError"
+        assert wrong[0] in error["problem"]
+        assert "probe --help" in error["remedy"]
+
+
+def test_what_the_system_refuses_is_a_message(monkeypatch):
+    def probe(path: str, as_json: bool = typer.Option(False, "--json")) -> None:
+        open(path).close()
+
+    use(monkeypatch, probe)
+    answer = runner.invoke(app, ["probe", "x" * 300, "--json"])
+    assert answer.exit_code == 2
+    error = json.loads(answer.stdout)["error"]
+    assert error["type"] == "StorageError"
+    assert "xxx cannot be used: File name too long" in error["problem"]
+
+
 def test_an_interrupt_says_how_to_continue(monkeypatch):
     def probe() -> None:
         raise KeyboardInterrupt

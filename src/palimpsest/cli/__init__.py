@@ -8,6 +8,7 @@ that says what to do; with `--json` the same is also one JSON object on stdout. 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from palimpsest.errors import PalimpsestError
+from palimpsest.errors import PalimpsestError, StorageError
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer brings a click of its own
 INTERRUPTED = "interrupted: finished work is kept; run the same command again to continue."
 
 # verb: (module, function or Typer app in it, one line of help)
@@ -66,6 +68,17 @@ class VerbGroup(TyperGroup):
         except PalimpsestError as error:
             show_error(error, as_json=ctx.obj["json"])
             raise typer.Exit(2) from error
+        except USAGE_ERROR as error:
+            if ctx.obj["json"]:
+                typer.echo(as_json_error("UsageError", error.format_message(), f"See {ctx.info_name} {ctx.invoked_subcommand} --help."))
+            raise
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.filename is None:
+                raise
+            name = os.fsdecode(error.filename)
+            refused = StorageError(f"{name} cannot be used: {error.strerror}.", "Check the path, and that you may read and write there.")
+            show_error(refused, as_json=ctx.obj["json"])
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo(INTERRUPTED, err=True)
             raise typer.Exit(130) from error
@@ -87,9 +100,13 @@ def load_verb(name: str) -> Any:
 def show_error(error: PalimpsestError, *, as_json: bool) -> None:
     """Prints `error: problem remedy` on stderr and, if asked for, the error as JSON on stdout."""
     if as_json:
-        value = {"error": {"type": type(error).__name__, "problem": error.problem, "remedy": error.remedy}}
-        typer.echo(json.dumps(value, ensure_ascii=False))
+        typer.echo(as_json_error(type(error).__name__, error.problem, error.remedy))
     typer.echo(f"error: {error}", err=True)
+
+
+def as_json_error(kind: str, problem: str, remedy: str) -> str:
+    """An error as the one JSON object that a program reads."""
+    return json.dumps({"error": {"type": kind, "problem": problem, "remedy": remedy}}, ensure_ascii=False)
 
 
 app = typer.Typer(cls=VerbGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
