@@ -227,12 +227,13 @@ def main() -> None:
     ours |= times["palimpsest"]
     theirs |= times["as it comes"]
     rows: list[dict[str, Any]] = []
+    targets = TARGETS | {"build": (text.size / 5e6, 8.0)}  # five million tokens a second
     for figure, value in ours.items():
         peers = {"infini-gram": theirs.get(figure), "its prefetching off": times["prefetching off"].get(figure)}
         ratios = [times_better(figure, value, peer) for peer in peers.values()]
         row = {"what": figure, "palimpsest": value, **peers, "times better": ratios[0], "than that": ratios[1]}
-        if figure in TARGETS:
-            limit, ratio = TARGETS[figure]
+        if figure in targets:
+            limit, ratio = targets[figure]
             row |= {"target": limit, "target, times better": ratio}
             row["met"] = value <= limit and (ratio is None or (ratios[0] or 0.0) >= ratio)
         rows.append(row)
