@@ -104,8 +104,9 @@ def spread(right: np.ndarray, *, resamples: int = 2000, confidence: float = 0.95
         0.5
     """
     values = np.asarray(right, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    ranges = np.ptp(values[drawn].mean(axis=1), axis=1)
+    n = len(values)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)  # how often each cell was drawn
+    ranges = np.ptp(weights @ values / n, axis=1)
     low, high = np.quantile(ranges, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(np.ptp(values.mean(axis=0))), float(low), float(high))
 
