@@ -26,11 +26,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "audit": ("palimpsest.cli.audit", "audit", "Audit a model for what it remembers of a corpus; without arguments, the demonstration."),
     "evaluate": ("palimpsest.cli.evaluate", "evaluate", "Ask the same questions without a store, with a frozen and with a live one."),
     "needle": ("palimpsest.cli.needle", "needle", "How well a fact in a long prompt is found, and how much that depends on the prompt."),
-    "order-recall": (
-        "palimpsest.cli.order_recall",
-        "order_recall",
-        "Which of two segments of a book came first, with the text and without.",
-    ),
+    "order-recall": ("palimpsest.cli.order_recall", "order_recall", "Which segment of a book came first, with the text and from memory."),
     "card": ("palimpsest.cli.card", "app", "Check, show and compare evaluation cards."),
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
     "index": ("palimpsest.cli.index", "app", "Build, check and query the index of a corpus."),
