@@ -77,15 +77,17 @@ def read_tests(file: Path) -> list[NeedleTest]:
     for number, record in enumerate(read_records(file)[1], start=1):
         bad = [field for field in record if field not in kinds] + [field for field in list(kinds)[:4] if field not in record]
         for field, kind in kinds.items():
-            given = record.get(field, kind())
-            if not isinstance(given, kind) or (kind is list and not all(isinstance(text, str) for text in given)):
+            given: Any = record.get(field, kind())
+            inside = given if isinstance(given, list) else []
+            if not isinstance(given, kind) or not all(isinstance(text, str) for text in inside):
                 bad.append(field)
         if bad:
             raise InputError(
                 f"Test {number} of {file} has {', '.join(map(repr, bad))} too much, not at all, or of another kind.",
                 "Give name and needle as text, questions and key as lists of texts; wrong_prior (a list) and neutral (a name) if you like.",
             )
-        found.append(NeedleTest(**{field: tuple(value) if isinstance(value, list) else value for field, value in record.items()}))
+        fields: dict[str, Any] = {field: tuple(value) if isinstance(value, list) else value for field, value in record.items()}
+        found.append(NeedleTest(**fields))
     return found
 
 

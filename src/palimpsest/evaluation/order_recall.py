@@ -192,8 +192,8 @@ def order_summary(table: pl.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         )
     first, *others = right
     tests = [replace(mcnemar(right[first], right[other]), first=first, second=other) for other in others]
-    corrected = holm([test.p_value for test in tests]) if tests else []
-    comparisons = [replace(test, adjusted=float(p)).to_dict() for test, p in zip(tests, corrected, strict=True)]
+    corrected: list[float] = holm([test.p_value for test in tests]).tolist() if tests else []
+    comparisons = [replace(test, adjusted=p).to_dict() for test, p in zip(tests, corrected, strict=True)]
     return dict(plain({"conditions": conditions, "comparisons": comparisons}))
 
 
