@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from palimpsest.errors import InputError
@@ -20,6 +22,7 @@ def test_smoke_counts_the_ranks_and_decides_nothing_by_training(smoke):
     assert [row["rank"] for row in exact] == [row["heads"] * (row["n"] - 1) + 1 for row in exact]
     assert len(exact) == 2 * 2 * 2
     assert mha_capacity.run("smoke", 0).rows == smoke.rows
+    assert json.loads(json.dumps(smoke.to_dict(), allow_nan=False))["passed"] is True
 
 
 def test_a_rank_or_a_fit_that_fails_is_seen(smoke):

@@ -86,18 +86,18 @@ def _setting(n: int, heads: int, head_dim: int, seed: int) -> dict[str, Any]:
         "guaranteed": promised,
         "rank": feature_rank(e, shared, W),
         "rank_own": feature_rank(e, own, W),
-        "error_at_bound": _misfit(Z[:bound], labels[:bound]).max(),
-        "error_above": _misfit(Z[: bound + 1], labels[: bound + 1]).max(),
+        "error_at_bound": _misfit(Z[:bound], labels[:bound]),
+        "error_above": _misfit(Z[: bound + 1], labels[: bound + 1]),
     }
     for name, contexts in (("shared", shared), ("own", own[:promised])):
         layer = construct_memorizer(e[:promised], contexts, labels[:promised], heads, head_dim, seed=seed)
-        row[f"error_constructed_{name}"] = np.abs(layer(e[:promised], contexts) - labels[:promised]).max()
+        row[f"error_constructed_{name}"] = float(np.abs(layer(e[:promised], contexts) - labels[:promised]).max())
     return row
 
 
-def _misfit(Z: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Errors of the least-squares fit."""
-    return np.abs(Z @ np.linalg.lstsq(Z, labels, rcond=None)[0] - labels)
+def _misfit(Z: np.ndarray, labels: np.ndarray) -> float:
+    """Greatest error of the least-squares fit."""
+    return float(np.abs(Z @ np.linalg.lstsq(Z, labels, rcond=None)[0] - labels).max())
 
 
 def _exact(rows: list[dict[str, Any]]) -> list[Check]:
