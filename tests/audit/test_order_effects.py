@@ -297,6 +297,8 @@ def test_questions_that_have_no_answer_are_refused(adam):
         adam.estimate(OTHER, "second", projection=part)
     with pytest.raises(InputError, match="'gradient'"):
         adam.estimate(OTHER, space="update", projection=part)
+    with pytest.raises(InputError, match=r"reference \(0, 1, 2, 3, 4\)"):
+        fresh.fit(OTHER).estimate(OTHER, projection=part)
     with pytest.raises(InputError, match="no batch 9"):
         moved(range(5), 9)
     with pytest.raises(InputError, match="0 proposals"):

@@ -17,7 +17,8 @@ Hessian-vector products, never a Hessian. Two readings of f:
 
     f(θ_t, B_t) + Q [Qᵀf(θ_t, B_{l_t}) − Qᵀf(θ_t, B_t) + Qᵀ∇f Q Qᵀδ_t],
 
-with the reference's own f in full, unlike in the paper: Adam divides by coordinate, which has no meaning among k projections.
+with the reference's own f in full, unlike in the paper: Adam divides by coordinate, which has no meaning among k projections. Of a change
+that lies in no few dimensions, k random ones keep about the share k/p: what is saved in storage is lost in the estimate.
 
 The learning rate is constant and dropout is off. Large steps leave the region where the expansion holds: look at `Estimate.distances`, and
 at `Estimate.ratio`, which a second-order estimate has. What the estimates are for stands in `curriculum`.
@@ -63,10 +64,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Projection:
-    """Terms of all pairs of a reference point t and a batch b, compressed: Q (p, k), values (T, T, k), slopes (T, T, k, k); and the
-    reference's own f(θ_t, B_t), (T, p)."""
+    """Terms of all pairs of a point t of the `reference` run and a batch b, compressed: Q (p, k), values (T, T, k), slopes (T, T, k, k);
+    and the reference's own f(θ_t, B_t), (T, p)."""
 
     space: str
+    reference: tuple[int, ...]
     basis: Tensor
     own: Tensor
     values: Tensor
@@ -147,10 +149,10 @@ class OrderEstimator:
             raise InputError(f"mode {mode!r}, space {space!r}.", f"Choose of {', '.join(MODES)} and of {', '.join(SPACES)}.")
         if not self._path:
             raise InputError("There is no reference run yet.", "Call fit() first.")
-        if projection is not None and (mode == "second" or projection.space != space):
+        if projection is not None and (mode == "second" or (projection.space, projection.reference) != (space, self.reference)):
             raise InputError(
-                f"Terms projected in space {projection.space!r} for mode {mode!r} in space {space!r}.",
-                "Project in this space, to first order.",
+                f"Terms of space {projection.space!r} and reference {projection.reference} for mode {mode!r} in space {space!r}.",
+                "Project in this space after the last fit(), and estimate to first order.",
             )
         gamma, state = self.start, self._state
         distances, ratio = [], 0.0
@@ -199,7 +201,7 @@ class OrderEstimator:
                     own[t] = value
                 for column in range(k):
                     slopes[t, b, :, column] = basis.T @ jvp(f, (theta,), (basis[:, column],))[1]
-        return Projection(space, basis, own, values, slopes)
+        return Projection(space, self.reference, basis, own, values, slopes)
 
     def model_at(self, parameters: Tensor) -> nn.Module:
         """The estimator's own copy of the model with these parameters; the next call changes it."""
