@@ -9,7 +9,8 @@
    than they promise; a z-test looked at after every sample does.
 5. *Forgetting*: the model trained without the facts is certified, the model behind a guard is suppressed.
 
-Each function returns the checks with their thresholds and the rows behind them. Item 1, the three settings, is the evaluation's half.
+Each function returns the checks with their thresholds and the rows behind them. Item 1, the three
+settings, is in `memory_frame_settings`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from palimpsest.governance.loop import Governor
 from palimpsest.governance.monitor import Observation
 from palimpsest.governance.policy import Policy
 from palimpsest.governance.record import State
+from palimpsest.measurement import Curve
 from palimpsest.stats import holm, mcnemar, mixture_e_process
 from palimpsest.training.loop import TrainConfig
 
@@ -59,10 +61,12 @@ class Part:
     Attributes:
         checks: figures and thresholds.
         rows: the table behind them.
+        curves: figures.
     """
 
     checks: list[Check] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
 
 
 def governor(lab: LabWorld, seed: int, neighbours: int = 60) -> Part:
@@ -74,11 +78,11 @@ def governor(lab: LabWorld, seed: int, neighbours: int = 60) -> Part:
         neighbours: facts that must stay, for each changed fact.
     """
     part = Part()
-    changed = {fact.subject: fact for fact in lab.known if _now(lab, fact) != fact}
+    changed = {fact.subject: fact for fact in lab.known if lab.now(fact) != fact}
     groups = [list(changed.values())[k * FACTS : (k + 1) * FACTS] for k in range(2)]
     groups.append([fact for fact in _lasting(lab) if fact.subject not in changed][:FACTS])
     edited = [fact.subject for group in groups for fact in group]
-    stored, written = ([_update(lab, fact, _now(lab, fact).object, edited, neighbours) for fact in group] for group in groups[:2])
+    stored, written = ([_update(lab, fact, lab.now(fact).object, edited, neighbours) for fact in group] for group in groups[:2])
     false = [_update(lab, fact, lab.world.distractors(fact, 1)[0], edited, neighbours) for fact in groups[2]]
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         system = lab.system()
@@ -214,7 +218,7 @@ def _update(lab: LabWorld, fact: Fact, target: str, edited: Sequence[str], neigh
     same_subject = [f for f in seen if f.subject == fact.subject and f != fact]
     same_relation = [f for f in seen if f.relation == fact.relation and f.subject not in edited]
     near = tuple((lab.world.cue(f), f.object) for f in [*same_subject, *same_relation][:neighbours])
-    since, others = _now(lab, fact).valid_from, range(1, WORDINGS)
+    since, others = lab.now(fact).valid_from, range(1, WORDINGS)
     change = FactChange.from_world(lab.world, fact, target, cues=others, paraphrases=others, neighbours=0, since=since)
     return replace(change, neighbours=near)
 
@@ -249,7 +253,7 @@ def _roll_out(
     """
     day, rng = lab.world.end, np.random.default_rng((seed, 2))
     asked = [*truth, *_lasting(lab)[-100:]]
-    prompts, values = [lab.world.cue(fact) for fact in asked], [_now(lab, fact).object for fact in asked]
+    prompts, values = [lab.world.cue(fact) for fact in asked], [lab.now(fact).object for fact in asked]
     place = govern.position(item)
     assert place.version is not None
     canary = govern.system.shadow()
@@ -273,13 +277,6 @@ def _roll_out(
     return looks
 
 
-def _now(lab: LabWorld, fact: Fact) -> Fact:
-    """What holds of a fact's subject and relation at the end of the world's time."""
-    found = lab.world.value(fact.subject, fact.relation, lab.world.end)
-    assert found is not None  # the relations of this laboratory have a value on every day
-    return found
-
-
 def _lasting(lab: LabWorld) -> list[Fact]:
     """Known facts that still hold at the end."""
-    return [fact for fact in lab.known if _now(lab, fact) == fact]
+    return [fact for fact in lab.known if lab.now(fact) == fact]

@@ -100,6 +100,12 @@ class LabWorld:
         """Facts that both models see."""
         return self.facts[self.config.unseen + self.config.forget :]
 
+    def now(self, fact: Fact) -> Fact:
+        """What holds of a fact's subject and relation at the end of the world's time."""
+        found = self.world.value(fact.subject, fact.relation, self.world.end)
+        assert found is not None  # the relations of this laboratory have a value on every day
+        return found
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """One word a token, and one name a token, however many words it has; every word of the sentences is known."""
@@ -126,8 +132,12 @@ class LabWorld:
     def model(self, *, without: bool = False) -> HFModel:
         """The model that knows the world, or the one that never saw `to_forget`; trained at first use, on one thread."""
         facts = self.known if without else [*self.to_forget, *self.known]
-        data = ExampleBatches(self.examples(facts), self.config.batch_size, seed=self.config.seed)
-        steps = self.config.epochs * len(data)
+        return self.trained(self.examples(facts), self.config.epochs, "without" if without else "world")
+
+    def trained(self, examples: list[Example], epochs: int, name: str) -> HFModel:
+        """A model of this laboratory's shape, trained on these examples at first use, on one thread, and kept."""
+        data = ExampleBatches(examples, self.config.batch_size, seed=self.config.seed)
+        steps = epochs * len(data)
         train = TrainConfig(steps, lr=self.config.lr, warmup=min(50, steps), weight_decay=0.01, seed=self.config.seed, cpu=True)
         built = self._built()
         key = sha256_json([VERSION, asdict(self.config), train.hash, data.fingerprint, self.tokenizer.fingerprint])[:20]
@@ -138,8 +148,8 @@ class LabWorld:
             with one_thread():
                 Trainer(built, train).fit(data)
             with atomic_path(file) as temporary:
-                save_file({name: value.contiguous() for name, value in built.state_dict().items()}, temporary)
-        return HFModel(built.eval(), self.tokenizer, name="without" if without else "world")
+                save_file({key: value.contiguous() for key, value in built.state_dict().items()}, temporary)
+        return HFModel(built.eval(), self.tokenizer, name=name)
 
     def system(self, *, without: bool = False) -> System:
         """A governed system; its general text are facts that both models know and that never change, in every wording: no change that is
