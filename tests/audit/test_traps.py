@@ -156,6 +156,28 @@ def test_every_place_can_be_filled():
     assert new == [f"{trap} one {trap} two"]
 
 
+@given(st.integers(1, 2), st.integers(0, 50))
+def test_fuzzy_copies_differ_in_as_many_words_and_are_removed_too(fuzzy, seed):
+    documents = [f"{i} the word\nwas  written down and scraped off" for i in range(4)]
+    new, manifest = inject(documents, traps_of(8), (1, 5), min_words=5, fuzzy=fuzzy, seed=seed)
+    assert remove(new, manifest) == documents
+    for planting in manifest.plantings:
+        words = planting.trap.text.split(" ")
+        assert len(planting.variants) == planting.copies
+        for (start, end), variant in zip(planting.spans, planting.variants, strict=True):
+            assert new[planting.document][start:end] == f"{variant} "
+            other = variant.split(" ")
+            assert len(other) == len(words)
+            changed = [new_word for old, new_word in zip(words, other, strict=True) if old != new_word]
+            assert len(changed) == fuzzy
+            assert set(changed) <= set(documents[planting.document].split())
+
+
+def test_a_trap_keeps_a_word_of_its_own():
+    with pytest.raises(InputError, match="3 words, of which 3 are to be replaced"):
+        inject(["a b c d"], traps_of(2), (1,), min_words=1, fuzzy=3)
+
+
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
 def test_cells_are_balanced_and_groups_disjoint(siblings, groups, seed):
     traps = traps_of((1 + siblings) * 3 * groups, lengths=(3, 5))
@@ -184,6 +206,7 @@ def test_which_trap_of_a_group_is_planted_is_drawn_by_lot():
         (["a b c"] * 9, 2, {"copies": (1, 1)}, "copies"),
         (["a b c"] * 9, 2, {"copies": (0,)}, "copies"),
         (["a b c"] * 9, 2, {"copies": (1,), "siblings": 0}, "siblings 0"),
+        (["a b c"] * 9, 2, {"copies": (1,), "fuzzy": -1}, "fuzzy -1"),
         (["a b c"] * 9, 0, {"copies": (1,)}, "no trap"),
     ],
 )
@@ -203,8 +226,9 @@ def test_a_changed_document_is_not_restored(planted):
         remove(documents[:0], manifest)
 
 
-def test_a_manifest_survives_its_file(planted, tmp_path):
-    _, manifest = planted
+@pytest.mark.parametrize("fuzzy", [0, 1])
+def test_a_manifest_survives_its_file(tmp_path, fuzzy):
+    manifest = inject([TEXT] * 4, traps_of(8), (1, 3), min_words=5, fuzzy=fuzzy)[1]
     manifest.save(tmp_path / "manifest.json")
     read = Manifest.load(tmp_path / "manifest.json")
     assert read.plantings == manifest.plantings

@@ -29,7 +29,23 @@ def folder(tiny_model, tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tiny_model.tokenizer.backend, bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(path / "model")
     (path / "texts.jsonl").write_text("".join(json.dumps({"name": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)))
-    options = ("--traps", 8, "--length", "6", "--buckets", "1-1e9", "--cell", 1e9, "--max-jaccard", 0.6, "--batch", 32, "--json")
+    options = (
+        "--traps",
+        8,
+        "--length",
+        "6",
+        "--temperatures",
+        "0.5,1",
+        "--buckets",
+        "1-1e9",
+        "--cell",
+        1e9,
+        "--max-jaccard",
+        0.6,
+        "--batch",
+        32,
+        "--json",
+    )
     value = json.loads(run("make", path / "model", "--out", path / "traps.json", *options).stdout)
     assert value["traps"] == 8
     plant = ("--out", path / "out", "--copies", "1,4", "--min-words", 5, "--json")
@@ -70,6 +86,7 @@ def test_the_messages_without_json(folder, tmp_path):
     ("arguments", "says"),
     [
         (("make", "m", "--out", "x", "--length", "a"), "--length is 'a'"),
+        (("make", "m", "--out", "x", "--temperatures", "1,b"), "--temperatures is '1,b'"),
         (("make", "m", "--out", "x", "--buckets", "7"), "--buckets holds '7'"),
         (("inject", "{}/none.jsonl", "{}/traps.json", "--out", "{}/o"), "none.jsonl cannot be read"),
         (("inject", "{}/texts.jsonl", "{}/traps.json", "--out", "{}/o", "--copies", "1,10"), "4000 words"),

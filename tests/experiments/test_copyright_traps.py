@@ -14,6 +14,17 @@ from palimpsest.experiments.planted_texts import EOS_ID, base_text
 from palimpsest.measurement import Measurement
 
 
+def test_smoke_runs_and_what_holds_for_every_model_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
+    documents = experiment.cut_documents(0)[:14]  # the whole novels take half a minute to encode
+    monkeypatch.setattr(experiment, "cut_documents", lambda _: documents)
+    claim = experiment.run("smoke", 0)
+    assert claim.passed
+    assert [check.ours for check in claim.checks if check.threshold is not None] == [0, 0]
+    cells = {(row["model"], row["length"], row["copies"]) for row in claim.rows}
+    assert cells == {(name, length, copies) for name in ("standard", "perturbed") for length in (8, 24) for copies in (1, 8, 32)}
+
+
 def test_documents_hold_every_paragraph_once():
     documents = experiment.cut_documents(0)
     assert min(document.count(" ") + 1 for document in documents) >= experiment.MIN_WORDS

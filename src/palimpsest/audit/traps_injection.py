@@ -6,18 +6,21 @@ is what makes detection exact: had the model never seen the trap, the planted on
 A trap goes into one document, `n_rep` times, at random distinct places, each in front of a word. Words are what stands between spaces,
 so no word is ever cut. A copy is the trap and one space:
 
-    length(new) = length(old) + n_rep (length(trap) + 1)        in characters
+    length(new) = length(old) + n_rep (length(trap) + 1)        in characters, where the copies are exact
 
 The authors' script leaves the space out, so that the trap runs into the next word. Documents are chosen by lot among those of at least
 `min_words` words (5,000 tokens of the paper are about 4,000 English words; words need no tokenizer). Within every length and bucket
 the numbers of copies are equally frequent.
+
+Trainers who remove repeated passages remove exact copies. With `fuzzy` = k, in every copy k words of the trap, drawn anew, give way to
+words drawn from the document, so that no long stretch is repeated [ours]. What is looked for later is still the trap itself.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,14 @@ class Planting:
         document: number of the document.
         spans: (start, end) in characters of every copy with its space, in the new document, ascending.
         siblings: the traps of its group that were never planted.
+        variants: the text of every copy, where the copies are fuzzy; empty where all are the trap.
     """
 
     trap: Trap
     document: int
     spans: list[tuple[int, int]]
     siblings: list[Trap]
+    variants: list[str] = field(default_factory=list)
 
     @property
     def copies(self) -> int:
@@ -89,6 +94,7 @@ class Manifest:
                     int(row["document"]),
                     [(int(start), int(end)) for start, end in row["spans"]],
                     [Trap.from_dict(sibling) for sibling in row["siblings"]],
+                    [str(variant) for variant in row["variants"]],
                 )
                 for row in value["plantings"]
             ]
@@ -104,6 +110,7 @@ def inject(
     *,
     siblings: int = 1,
     min_words: int = 4000,
+    fuzzy: int = 0,
     seed: int = 0,
 ) -> tuple[list[str], Manifest]:
     """Plants traps into documents.
@@ -114,14 +121,15 @@ def inject(
         copies: how often a trap may be planted.
         siblings: traps kept back for every planted one, at least 1: without them nothing can be proved later.
         min_words: a document with fewer words gets no trap.
+        fuzzy: words of every copy that are replaced; 0 plants exact copies.
         seed: of all lots.
 
     Returns:
         The new documents, in the old order, and the manifest.
 
     Raises:
-        InputError: numbers out of range, traps that cannot be shared out equally, fewer long documents than traps, or a document with
-            fewer words than copies.
+        InputError: numbers out of range, traps that cannot be shared out equally, fewer long documents than traps, a document with
+            fewer words than copies, or a trap that has no more words than are to be replaced.
 
     Example:
         >>> from palimpsest.audit.traps import Trap
@@ -131,9 +139,10 @@ def inject(
         ['one two three']
     """
     levels = list(copies)
-    if not levels or min(levels) < 1 or len(set(levels)) != len(levels) or siblings < 1 or min_words < 1:
+    if not levels or min(levels) < 1 or len(set(levels)) != len(levels) or siblings < 1 or min_words < 1 or fuzzy < 0:
         raise InputError(
-            f"copies {levels}, siblings {siblings}, min_words {min_words}.", "Give distinct numbers of copies, all numbers at least 1."
+            f"copies {levels}, siblings {siblings}, min_words {min_words}, fuzzy {fuzzy}.",
+            "Give distinct numbers of copies, all numbers at least 1 (fuzzy: at least 0).",
         )
     rng = np.random.default_rng((seed, 8))
     chosen: list[tuple[Trap, int, list[Trap]]] = []
@@ -165,8 +174,9 @@ def inject(
                 f"Document {document} has room for {places[document]} copies, {times} were drawn for it.",
                 "Raise min_words to the greatest number of copies, or plant fewer.",
             )
-        out[document], spans = _inject(documents[document], trap.text, times, rng)
-        plantings.append(Planting(trap, document, spans, kept_back))
+        variants = _variants(trap, documents[document], times, fuzzy, rng) if fuzzy else []
+        out[document], spans = _inject(documents[document], variants or [trap.text] * times, rng)
+        plantings.append(Planting(trap, document, spans, kept_back, variants))
     return out, Manifest(plantings, seed, traps.provenance)
 
 
@@ -175,16 +185,36 @@ def _kind(trap: Trap) -> tuple[int, tuple[float, float]]:
     return trap.length, trap.bucket
 
 
-def _inject(text: str, trap: str, times: int, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
-    """The text with the trap in front of `times` of its words, and the spans of the copies."""
+def _variants(trap: Trap, text: str, times: int, fuzzy: int, rng: np.random.Generator) -> list[str]:
+    """`times` texts of the trap with `fuzzy` words each replaced by other words of the document."""
+    words = trap.text.split(" ")
+    others = sorted(set(text.split()).difference(words))
+    if len(words) <= fuzzy or not others:
+        raise InputError(
+            f"{trap.id} has {len(words)} words, of which {fuzzy} are to be replaced by other words of its document ({len(others)}).",
+            "Make longer traps, or replace fewer words.",
+        )
+    out = []
+    for _ in range(times):
+        changed = list(words)
+        for place in rng.permutation(len(words))[:fuzzy].tolist():
+            changed[place] = others[int(rng.integers(len(others)))]
+        out.append(" ".join(changed))
+    return out
+
+
+def _inject(text: str, copies: list[str], rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+    """The text with each copy in front of a word of its own, and the spans of the copies, the space behind them included."""
     words = text.split(" ")
-    at = np.sort(rng.permutation(len(words))[:times]).tolist()
+    at = np.sort(rng.permutation(len(words))[: len(copies)]).tolist()
     begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in words])])
-    size = len(trap) + 1
-    starts = [int(begins[word]) + copy * size for copy, word in enumerate(at)]
-    for word in at:
-        words[word] = f"{trap} {words[word]}"
-    return " ".join(words), [(start, start + size) for start in starts]
+    spans, added = [], 0
+    for word, copy in zip(at, copies, strict=True):
+        words[word] = f"{copy} {words[word]}"
+        start = int(begins[word]) + added
+        added += len(copy) + 1
+        spans.append((start, start + len(copy) + 1))
+    return " ".join(words), spans
 
 
 def remove(documents: Sequence[str], manifest: Manifest) -> list[str]:
@@ -197,8 +227,9 @@ def remove(documents: Sequence[str], manifest: Manifest) -> list[str]:
     for planting in manifest.plantings:
         text = _document(documents, planting)
         kept, last = [], 0
-        for start, end in planting.spans:
-            if text[start:end] != f"{planting.trap.text} ":
+        written = planting.variants or [planting.trap.text] * planting.copies
+        for (start, end), copy in zip(planting.spans, written, strict=True):
+            if text[start:end] != f"{copy} ":
                 raise InputError(
                     f"Document {planting.document} has {text[start:end]!r} where the manifest has {planting.trap.id}.",
                     "Give the documents as `inject` returned them.",

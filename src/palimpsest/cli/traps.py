@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,6 +18,8 @@ from palimpsest.files import storage_errors, write_text
 
 if TYPE_CHECKING:
     from palimpsest.measurement import Measurement
+
+_Number = TypeVar("_Number", int, float)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,6 +35,7 @@ def make(
     buckets: Annotated[str, typer.Option(help="Ranges of perplexity LOW-HIGH, a list.")] = ",".join(
         f"{low}-{low + 10}" for low in range(1, 101, 10)
     ),
+    temperatures: Annotated[str, typer.Option(help="Of the sampling, a list; higher surprises more.")] = "0.5,1,1.5,2,2.5,3,3.5,4",
     cell: Annotated[float, typer.Option(help="Width of the cells of a bucket that get equally many traps.")] = 1.0,
     max_jaccard: Annotated[float, typer.Option(help="Greatest share of tokens that two traps may have in common.")] = 0.2,
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 128,
@@ -40,12 +44,13 @@ def make(
     as_json: Json = False,
 ) -> None:
     """Make traps with a reference model."""
-    lengths = numbers(length, "--length")
+    lengths = numbers(length, "--length", int)
+    grid = numbers(temperatures, "--temperatures", float)
     ranges = [_range(part) for part in buckets.split(",")]
     from palimpsest.audit.traps import TrapFactory
     from palimpsest.models import load_model
 
-    factory = TrapFactory(load_model(model), cell=cell, max_jaccard=max_jaccard, batch=batch, max_rounds=max_rounds)
+    factory = TrapFactory(load_model(model), temperatures=grid, cell=cell, max_jaccard=max_jaccard, batch=batch, max_rounds=max_rounds)
     made = factory.make(n, lengths, ranges, seed)
     made.save(out)
     value = {"out": str(out), "traps": len(made.traps), **made.provenance}
@@ -64,6 +69,7 @@ def inject(
     copies: Annotated[str, typer.Option(help="How often a trap is planted, a list; each for equally many traps.")] = "1,10,100,1000",
     siblings: Annotated[int, typer.Option(min=1, help="Traps kept back for every planted one.")] = 1,
     min_words: Annotated[int, typer.Option(min=1, help="Shorter documents get no trap.")] = 4000,
+    fuzzy: Annotated[int, typer.Option(min=0, help="Words replaced in every copy, against the removal of repeated passages.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of what goes where.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -72,9 +78,9 @@ def inject(
     from palimpsest.audit.traps_injection import inject as plant
 
     records = _records(file)
-    levels = numbers(copies, "--copies")
+    levels = numbers(copies, "--copies", int)
     texts, manifest = plant(
-        [record["text"] for record in records], TrapSet.load(traps), levels, siblings=siblings, min_words=min_words, seed=seed
+        [record["text"] for record in records], TrapSet.load(traps), levels, siblings=siblings, min_words=min_words, fuzzy=fuzzy, seed=seed
     )
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -127,16 +133,16 @@ def detect(
         _show(result)
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """The whole numbers in "25,50".
+def numbers(text: str, option: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    """The numbers in "25,50".
 
     Raises:
         InputError: something else stands there.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f"{option} is {text!r}.", "Give whole numbers separated by commas.") from error
+        raise InputError(f"{option} is {text!r}.", "Give numbers separated by commas.") from error
 
 
 def _range(text: str) -> tuple[float, float]:
