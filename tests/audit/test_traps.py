@@ -278,7 +278,7 @@ def test_scores_are_those_of_single_passes(planted, tiny_model, other_model):
         lp, theirs = (model.score([ids]).logprobs[0].astype(float) for model in (tiny_model, other_model))
         assert row["perplexity"] == pytest.approx(np.exp(-lp.mean()), rel=1e-4)
         assert row["ratio"] == pytest.approx(np.exp(theirs.mean() - lp.mean()), rel=1e-4)
-        assert row["min_k"] == pytest.approx(np.sort(lp)[: int(np.ceil(0.2 * len(lp) - 1e-9))].mean(), abs=1e-4)
+        assert row["min-k"] == pytest.approx(np.sort(lp)[: int(np.ceil(0.2 * len(lp) - 1e-9))].mean(), abs=1e-4)
         assert row["context"] == 0
         assert (row["p"] is not None) == row["member"]
     assert table.group_by("group").agg(pl.col("member").sum(), pl.len()).select("member", "len").unique().rows() == [(1, 2)]

@@ -145,7 +145,7 @@ class TrapFactory:
         InputError: no token to begin with, or a setting out of range.
 
     Example:
-        >>> traps = TrapFactory(load_model("smollm2-135m")).make(50, (25, 50, 100))      # doctest: +SKIP
+        >>> traps = TrapFactory(load_model("smollm2-135m")).make(40, (25, 50, 100))      # doctest: +SKIP
         >>> traps.save("traps.json")                                                    # doctest: +SKIP
     """
 

@@ -1,4 +1,4 @@
-"""Copyright traps, detected: does a model know the planted sequences better than their siblings? (arXiv 2402.09363, §5.)
+"""Copyright traps, detected: does a model know the planted sequences better than their siblings? (arXiv 2402.09363.)
 
 For a trap x of tokens x_1 … x_L, scored as it stands in a document, let loss(x) = -mean log p(x_t | x_<t) under the target and
 loss_ref(x) the same under a reference model that never saw it:
@@ -64,7 +64,7 @@ def detect(
         progress: called with (rows scored, rows in all).
 
     Returns:
-        One row a trap or sibling: group, id, member, length, low and high of the bucket, copies, context, ratio, perplexity, min_k, and
+        One row a trap or sibling: group, id, member, length, low and high of the bucket, copies, context, ratio, perplexity, min-k, and
         for members p; the summary holds the AUC with its 95 % bootstrap interval of each method by length, bucket and copies ("cells")
         and by length and copies ("levels"), and the owner's p-values, in all and by level.
 
@@ -101,7 +101,7 @@ def detect(
     if reference is not None:
         theirs, _ = _logprobs(reference, rows, contexts, context_tokens, stage(len(rows)))
         scores["ratio"] = np.exp(loss - _loss(theirs, rows, unit))
-    scores |= {"perplexity": np.exp(loss), "min_k": min_k(logprobs, MIN_K)}
+    scores |= {"perplexity": np.exp(loss), "min-k": min_k(logprobs, MIN_K)}
     ranked = next(iter(scores))
     ranks, sizes = owner_ranks(scores[ranked], np.array([number for number, _ in rows]))
     plantings = [manifest.plantings[number] for number, _ in rows]
@@ -132,7 +132,7 @@ def detect(
     provenance = {
         "model": target.describe(),
         "reference": reference.describe() if reference is not None else None,
-        "settings": {"context_tokens": context_tokens, "unit": unit, "min_k": MIN_K},
+        "settings": {"context_tokens": context_tokens, "unit": unit, "min-k": MIN_K},
         "traps": {"made": manifest.traps, "seed": manifest.seed},
         "seed": seed,
         "environment": environment(),
@@ -226,7 +226,7 @@ def _figures(table: pl.DataFrame, by: list[str], methods: list[str], seed: int) 
     out = []
     for part in table.sort(by, maintain_order=True).partition_by(by, maintain_order=True):
         for method in methods:
-            likely = part[method].to_numpy() * (1 if method == "min_k" else -1)
+            likely = part[method].to_numpy() * (1 if method == "min-k" else -1)
             is_member = part["member"].to_numpy()
             area = auc_interval(likely[is_member], likely[~is_member], seed=seed)
             cell = {name: part[name][0] for name in by}

@@ -1,4 +1,4 @@
-"""Copyright traps, planted: which trap goes into which document how often, and a manifest that undoes it (arXiv 2402.09363, §4).
+"""Copyright traps, planted: which trap goes into which document how often, and a manifest that undoes it (arXiv 2402.09363).
 
 Of every 1 + M traps of the same length and bucket of perplexity one, drawn by lot, is planted and M siblings are kept back. The lot
 is what makes detection exact: had the model never seen the trap, the planted one could have been any of the group.

@@ -30,7 +30,7 @@ Documents = Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='One JSON 
 def make(
     model: Annotated[str, typer.Argument(help="The reference model: a known name, a folder, a hub id or a .gguf file.")],
     out: Annotated[Path, typer.Option(help="Where to write the traps, as JSON.")],
-    n: Annotated[int, typer.Option("--traps", min=1, help="Traps of every length and bucket, siblings included.")] = 50,
+    n: Annotated[int, typer.Option("--traps", min=1, help="Traps of every length and bucket, siblings included.")] = 40,
     length: Annotated[str, typer.Option(help="Tokens of a trap, a list.")] = "25,50,100",
     buckets: Annotated[str, typer.Option(help="Ranges of perplexity LOW-HIGH, a list.")] = ",".join(
         f"{low}-{low + 10}" for low in range(1, 101, 10)
