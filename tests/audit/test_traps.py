@@ -109,12 +109,25 @@ def test_the_papers_buckets():
         ((1, 5, [(0.5, 2)]), {}, "buckets"),
         ((1, 5), {"temperatures": (0.0,)}, "temperatures"),
         ((1, 5), {"batch": 0}, "batch 0"),
+        ((1, 5, [(1, float("inf"))]), {}, "too many cells"),
+        ((1, 5, [(1, 2e4)]), {"cell": 1.0}, "too many cells"),
         ((1, 5, [(1.0, 1.0001)]), {"max_rounds": 1, "batch": 4}, "missing"),
     ],
 )
 def test_what_cannot_be_made_says_why(tiny_model, arguments, settings, match):
     with pytest.raises(InputError, match=match):
         TrapFactory(tiny_model, **settings).make(*arguments)
+
+
+def test_a_tokenizer_that_joins_words_across_spaces_is_refused():
+    import tokenizers
+    from tokenizers import models
+
+    from palimpsest.tokenizer import Tokenizer
+
+    joined = tokenizers.Tokenizer(models.BPE({"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, [("a", " "), ("a ", "b")]))
+    with pytest.raises(InputError, match="no tokens of its own"):
+        as_planted(Tokenizer(joined), "b")
 
 
 # Spaces in a row, at the ends, line breaks and characters of several bytes: all must come back.

@@ -10,7 +10,7 @@ nothing but the token that begins a text, over a grid of temperatures, and kept 
 * the Jaccard similarity of its set of tokens with that of every trap kept before is at most 0.2.
 
 Where it departs from the authors' scripts: a trap's tokens are those that its text has *inside a document*, after a word and a space
-(see `as_planted`), so that they are the ones the target was trained on; the first token is not scored, in making as in detecting (the
+(see `planted_ids`), so that they are the ones the target was trained on; the first token is not scored, in making as in detecting (the
 scripts score it in making only); similarity is checked across lengths too; buckets that cannot be filled are an error, not an endless
 loop. A door that prepends BOS by itself samples after two of them.
 """
@@ -37,6 +37,7 @@ from palimpsest.tokenizer import Tokenizer
 TEMPERATURES = tuple(float(t) for t in np.arange(0.5, 4.01, 0.5))
 BUCKETS = tuple((float(low), float(low + 10)) for low in range(1, 101, 10))
 MAX_JACCARD = 0.2
+_MAX_CELLS = 10_000
 _WORD = "a"  # what stands before a trap where it does not matter
 
 
@@ -109,24 +110,30 @@ def read_json(path: Path, writer: str) -> Any:
         raise CorpusError(f"{path} is not JSON: {error}.", f"Give a file that `{writer}` wrote.") from error
 
 
-def as_planted(tokenizer: Tokenizer, text: str, before: Sequence[int] | None = None) -> np.ndarray:
-    """Ids of `text` as it stands in a document: after a word and a space. int64 (tokens,).
+def planted_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of texts as they stand in a document: after a word and a space.
 
     Args:
         tokenizer: of the model that is asked.
-        text: without white space at its ends.
-        before: ids of `_WORD`, where they are known.
+        texts: without white space at their ends. A text that the tokenizer joins to the word before it, or drops, gets no ids.
+    """
+    word = tokenizer.encode(_WORD)
+    rows = tokenizer.encode_batch([f"{_WORD} {text}" for text in texts])
+    return [np.array(row[len(word) :] if row[: len(word)] == word else [], dtype=np.int64) for row in rows]
+
+
+def as_planted(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The same of one text.
 
     Raises:
-        InputError: a tokenizer that joins words across spaces, so that a text has no tokens of its own.
+        InputError: the text has no tokens of its own.
     """
-    word = list(tokenizer.encode(_WORD) if before is None else before)
-    ids = tokenizer.encode(f"{_WORD} {text}")
-    if ids[: len(word)] != word or len(ids) == len(word):
+    (ids,) = planted_ids(tokenizer, [text])
+    if len(ids) == 0:
         raise InputError(
-            f"The tokenizer joins {_WORD!r} and {text!r} across the space.", "Give a model whose tokenizer never crosses a space."
+            f"After a word, the tokenizer gives {text!r} no tokens of its own.", "Give a model whose tokenizer splits at spaces."
         )
-    return np.array(ids[len(word) :], dtype=np.int64)
+    return ids
 
 
 class TrapFactory:
@@ -165,17 +172,16 @@ class TrapFactory:
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if start is None:
             raise InputError(f"The tokenizer of {model.name} has neither BOS nor EOS.", "Give a model that has a token to begin with.")
-        if not temperatures or min(temperatures) <= 0 or not cell > 0 or not 0 <= max_jaccard <= 1 or batch < 1 or max_rounds < 1:
+        if not temperatures or min(temperatures) <= 0 or not cell > 0 or not 0 <= max_jaccard < 1 or batch < 1 or max_rounds < 1:
             raise InputError(
                 f"temperatures {list(temperatures)}, cell {cell}, max_jaccard {max_jaccard}, batch {batch}, max_rounds {max_rounds}.",
-                "Give temperatures and a cell above 0, a similarity in [0, 1], and at least 1 sample and round.",
+                "Give temperatures and a cell above 0, a similarity in [0, 1), and at least 1 sample and round.",
             )
         self.model = model
         self.temperatures, self.cell, self.max_jaccard = tuple(map(float, temperatures)), float(cell), float(max_jaccard)
         self.batch, self.max_rounds = batch, max_rounds
         self._start = start
         self._special = {i for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) if i is not None}
-        self._before = tokenizer.encode(_WORD)
 
     def make(
         self, n: int, length: int | Sequence[int] = (25, 50, 100), buckets: Sequence[tuple[float, float]] = BUCKETS, seed: int = 0
@@ -201,6 +207,8 @@ class TrapFactory:
             raise InputError(
                 f"n {n}, lengths {lengths}, buckets {ranges}.", "Give n >= 1, lengths >= 2, and disjoint buckets 1 <= low < high."
             )
+        if any((high - low) / self.cell > _MAX_CELLS for low, high in ranges):
+            raise InputError(f"The buckets {ranges} have too many cells of width {self.cell:g}.", f"Widen the cells: {_MAX_CELLS} at most.")
         rng = np.random.default_rng((seed, 7))
         like = _Similar()
         counts: dict[str, int] = defaultdict(int)
@@ -235,15 +243,8 @@ class TrapFactory:
                     "Ask for fewer traps, other buckets, wider cells, more temperatures or more rounds.",
                 )
             traps += [trap for bucket_traps in kept for trap in bucket_traps]
-        settings = {
-            "n": n,
-            "lengths": lengths,
-            "buckets": ranges,
-            "temperatures": self.temperatures,
-            "cell": self.cell,
-            "max_jaccard": self.max_jaccard,
-            "batch": self.batch,
-        }
+        settings = {"n": n, "lengths": lengths, "buckets": ranges, "temperatures": self.temperatures, "cell": self.cell}
+        settings |= {"max_jaccard": self.max_jaccard, "batch": self.batch}
         return TrapSet(traps, {"model": self.model.describe(), "settings": settings, "seed": seed, "samples": dict(counts)})
 
     def _draw(self, tokens: int, temperature: float, seed: int, counts: dict[str, int]) -> list[tuple[str, np.ndarray, float]]:
@@ -251,12 +252,11 @@ class TrapFactory:
         prompt = np.array([self._start])
         rows = self.model.generate([prompt], tokens, temperature=temperature, n=self.batch, seed=seed, stop_at_eos=False)[0]
         counts["drawn"] += len(rows)
+        texts = [self.model.tokenizer.decode(row.tolist()).strip() for row in rows]
         found: list[tuple[str, np.ndarray]] = []
-        for row in rows:
-            text = self.model.tokenizer.decode(row.tolist()).strip()
-            ids = as_planted(self.model.tokenizer, text, self._before) if text else np.zeros(0, np.int64)
+        for row, text, ids in zip(rows, texts, planted_ids(self.model.tokenizer, texts), strict=True):
             # the first token may lose or gain the space before it; everything after it must be what was sampled
-            same = len(ids) == tokens and np.array_equal(ids[1:], row[1:])
+            same = bool(text) and len(ids) == tokens and np.array_equal(ids[1:], row[1:])
             if same and self._special.isdisjoint(ids.tolist()) and "\ufffd" not in text:
                 found.append((text, ids))
             else:
