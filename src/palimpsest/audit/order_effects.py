@@ -264,12 +264,15 @@ def _taylor(f: Callable[[Tensor], Tensor], theta: Tensor, delta: Tensor, mode: s
     if mode == "zero":
         return f(theta), nothing, nothing
     if mode == "first":
-        value, slope = jvp(f, (theta,), (delta,))
-        return value, slope, nothing
+        return *_slope(f, theta, delta), nothing
 
     def along(x: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = jvp(f, (x,), (delta,))
-        return value, slope
+        return _slope(f, x, delta)
 
-    (value, slope), (_, bend) = jvp(along, (theta,), (delta,))
+    (value, slope), (_, bend) = _slope(along, theta, delta)
     return value, slope, bend / 2
+
+
+def _slope(f: Callable[[Tensor], Any], x: Tensor, direction: Tensor) -> Any:
+    """f(x) and its derivative along `direction`, each of the form of f(x)."""
+    return jvp(f, (x,), (direction,))
