@@ -8,6 +8,7 @@ from datetime import date
 
 from palimpsest.corpus import Fact, FactWorld
 from palimpsest.errors import InputError
+from palimpsest.evaluation.fields import text, texts
 from palimpsest.evaluation.retrieval import Doc
 from palimpsest.evaluation.temporal import TimedValue, day, history_of, require_history
 from palimpsest.files import sha256_json
@@ -31,7 +32,7 @@ class Item:
         tags: further labels.
 
     Raises:
-        InputError: no id or question, golds that the history does not have on the day, an unanswerable item with golds.
+        InputError: no id or question, a field that is no text or no list of texts, golds that the history does not have on the day, an unanswerable item with golds.
     """
 
     id: str
@@ -46,10 +47,13 @@ class Item:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("id", "question", "source", "slice"):
+            text(getattr(self, name), f"{name} of the item {self.id!a}")
         if not self.id or not self.question.strip():
             raise InputError(f"The item {self.id!r} has no name or no question.", "Give both.")
-        object.__setattr__(self, "golds", tuple(self.golds))
-        object.__setattr__(self, "evidence_ids", frozenset(self.evidence_ids))
+        object.__setattr__(self, "golds", texts(self.golds, f"golds of {self.id!r}"))
+        object.__setattr__(self, "evidence_ids", frozenset(texts(self.evidence_ids, f"evidence_ids of {self.id!r}")))
+        object.__setattr__(self, "tags", texts(self.tags, f"tags of {self.id!r}"))
         object.__setattr__(self, "asked_at", day(self.asked_at, f"asked_at of {self.id!r}"))
         object.__setattr__(self, "source", self.source or self.id)
         if bool(self.golds) == (self.slice == "unanswerable"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palimpsest.errors import InputError
+from palimpsest.errors import ContextOverflowError, InputError
 from palimpsest.evaluation.retrieval import Passage
 from palimpsest.files import sha256_json
 from palimpsest.models import Sampler
@@ -109,9 +109,11 @@ class PromptMaker:
     Args:
         tokenizer: the model's.
         template, budget: see there.
+        room: the most tokens that the model can see, None where it is not known.
 
     Raises:
         InputError: a filler without tokens.
+        ContextOverflowError: an evidence slot that leaves no room for an answer.
 
     Example:
         >>> maker = PromptMaker(model.tokenizer, Template(), Budget())          # doctest: +SKIP
@@ -119,7 +121,12 @@ class PromptMaker:
         True
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: Template, budget: Budget) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: Template, budget: Budget, room: int | None = None) -> None:
+        if room is not None and budget.evidence_tokens + budget.answer_tokens > room:  # before a slot of that size is filled
+            raise ContextOverflowError(
+                f"{budget.evidence_tokens:,} tokens of evidence and {budget.answer_tokens:,} of an answer; the model sees {room:,}.",
+                "Lower evidence_tokens or answer_tokens.",
+            )
         self.tokenizer, self.template, self.budget = tokenizer, template, budget
         before, after = template.text.split("{evidence}")
         self._before = tokenizer.encode(before) if before else []

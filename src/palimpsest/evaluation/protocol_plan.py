@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from palimpsest.corpus import FactWorld
-from palimpsest.errors import InputError
+from palimpsest.errors import InputError, PalimpsestError
 from palimpsest.evaluation.card import EvaluationCard, only_fields
 from palimpsest.evaluation.card_making import card_of_run
 from palimpsest.evaluation.card_text import render_md
@@ -34,7 +34,7 @@ from palimpsest.files import write_text
 from palimpsest.measurement import Measurement
 from palimpsest.models import LanguageModel, load_model
 from palimpsest.models.base import Progress
-from palimpsest.taxonomy import Quadruple
+from palimpsest.taxonomy import MemoryKind, Quadruple
 
 
 class _Part(BaseModel):
@@ -108,7 +108,7 @@ def load_plan(path: str | Path) -> ProtocolPlan:
     file = Path(path)
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # YAML reads days and numbers, and may find impossible ones
         raise InputError(f"{file} cannot be read as a plan: {error}.", "Give a YAML or JSON file.") from error
     if not isinstance(value, dict):
         raise InputError(f"{file} holds a {type(value).__name__}.", "A plan is one object.")
@@ -192,12 +192,12 @@ def read_items(path: Path) -> list[Item]:
 
     def item(row: dict[str, Any]) -> Item:
         history = [
-            TimedValue(tuple(entry["golds"]), date.fromisoformat(entry["valid_from"]), _day(entry.get("valid_to")))
+            TimedValue(entry["golds"], date.fromisoformat(entry["valid_from"]), _day(entry.get("valid_to")))
             for entry in row.pop("history", [])
         ]
-        known = {**row, "asked_at": date.fromisoformat(row["asked_at"]), "golds": tuple(row.get("golds", ()))}
-        known["evidence_ids"] = frozenset(row.get("evidence_ids", ()))
-        known["tags"] = tuple(row.get("tags", ()))
+        known = {"golds": (), **row, "asked_at": date.fromisoformat(row["asked_at"])}
+        if row.get("kind_hint") is not None:
+            known["kind_hint"] = MemoryKind(row["kind_hint"])
         return Item(**known, history=tuple(history))
 
     return _lines(path, item)
@@ -218,11 +218,19 @@ def _lines(path: Path, make: Any) -> list[Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Give a file of JSON lines.") from error
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # a line of JSON may hold U+2028 or U+0085, at which str.splitlines would cut it
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                found.append(make(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise InputError(f"the line holds a {type(row).__name__}.", "Every line is one object, with the fields of Item or Doc.")
+                found.append(make(row))
+            except PalimpsestError as error:
+                raise InputError(f"{path}, line {number}: {error.problem}", error.remedy) from error
+            except KeyError as error:
+                raise InputError(f"{path}, line {number}: there is no {error}.", "See the fields of Item and Doc.") from error
+            except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: {error}.", "See the fields of Item and Doc.") from error
     return found
 

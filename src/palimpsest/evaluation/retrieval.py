@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from palimpsest.corpus.word_ngrams import words
 from palimpsest.errors import InputError
+from palimpsest.evaluation.fields import text
 from palimpsest.evaluation.temporal import day
 from palimpsest.files import sha256_json
 
@@ -38,7 +39,7 @@ class Doc:
         source: who published it.
 
     Raises:
-        InputError: no id or text, or a datetime without a zone.
+        InputError: no id or text, a field that is no text, or a datetime without a zone.
     """
 
     id: str
@@ -47,6 +48,8 @@ class Doc:
     source: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("id", "text", "source"):
+            text(getattr(self, name), f"{name} of the document {self.id!a}")
         if not self.id or not self.text.strip():
             raise InputError(f"The document {self.id!r} has no name or no text.", "Give both.")
         object.__setattr__(self, "published_at", day(self.published_at, f"published_at of {self.id!r}"))

@@ -110,7 +110,7 @@ class ThreeSettingRun:
         if not items:
             raise LeakError("Every item leaks.", "Look at the report: audit_contamination(..., policy='flag').")
         settings = [Setting.PARAM, Setting.OFFLINE, *([Setting.ONLINE] if self.live is not None else [])]
-        maker = PromptMaker(self.model.tokenizer, self.template, self.budget)
+        maker = PromptMaker(self.model.tokenizer, self.template, self.budget, self.model.room)
         rows: list[dict[str, Any]] = []
         timing: dict[str, dict[str, float]] = {}
         for number, setting in enumerate(settings):

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from palimpsest.corpus.facts import Fact
 from palimpsest.errors import InputError
 from palimpsest.evaluation.answers import RefusalRules, mention, refused
+from palimpsest.evaluation.fields import texts
 from palimpsest.measurement import Curve, Series
 from palimpsest.stats import Interval, bootstrap_interval, rate_interval, wilson_interval
 from palimpsest.stats.checks import binary_row, finite_row
@@ -55,7 +56,7 @@ class TimedValue:
         valid_from, valid_to: days; None is without an end. A datetime must have a zone; its day in UTC counts.
 
     Raises:
-        InputError: no golds, a datetime without a zone, or an end that is not after the beginning.
+        InputError: no golds or golds that are no list of texts, a datetime without a zone, or an end that is not after the beginning.
     """
 
     golds: tuple[str, ...]
@@ -63,7 +64,7 @@ class TimedValue:
     valid_to: date | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "golds", tuple(self.golds))
+        object.__setattr__(self, "golds", texts(self.golds, "golds of a value"))
         object.__setattr__(self, "valid_from", day(self.valid_from, "valid_from"))
         if self.valid_to is not None:
             object.__setattr__(self, "valid_to", day(self.valid_to, "valid_to"))

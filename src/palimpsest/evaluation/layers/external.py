@@ -149,7 +149,7 @@ def leave_out(model: LanguageModel, record: Cited, template: Template, budget: B
         InputError: an answer without tokens.
     """
     model.require("logprobs", "Leave-one-out")
-    maker = PromptMaker(model.tokenizer, template, budget)
+    maker = PromptMaker(model.tokenizer, template, budget, model.room)
     kept = [passage for passage in record.passages if passage.doc.id not in record.cited]
     answer = model.tokenizer.encode(template.answer_prefix + record.answer)
     if not record.answer.strip() or not answer:
@@ -192,7 +192,7 @@ def measure_following(
     """
     model.require("text", "Answering from evidence")
     template, budget = template or Template(), budget or Budget()
-    maker = PromptMaker(model.tokenizer, template, budget)
+    maker = PromptMaker(model.tokenizer, template, budget, model.room)
     prompts = []
     for item in require_items(items):
         missing = item.evidence_ids - docs.keys()
