@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -123,6 +124,13 @@ def test_everything_that_is_missing_is_listed(card):
     ("change", "says"),
     [
         (lambda c: c.update(snapshot=None), "needs the hash of its snapshot"),
+        (lambda c: c["results"][0]["value"].update(high=math.inf), "finite"),
+        (lambda c: c["compute"].update(seconds=math.inf), "finite"),
+        (lambda c: c["data"].update(size=1), "size is 1, but 26 items were scored"),
+        (lambda c: c["data"]["item_ids"].append(c["data"]["item_ids"][0]), "item_ids names twice: never/0"),
+        (lambda c: c["data"].update(asked=["2024-01-02", "2024-01-01"]), "asked ends on 2024-01-01"),
+        (lambda c: c["leaks"]["counts"].update(direct=-1), "greater than or equal to 0"),
+        (lambda c: c["results"].append(c["results"][0]), "there are 2 results of accuracy/param (protocol)"),
         (lambda c: c.update(live=None), "an online run needs"),
         (lambda c: c.update(governed=True), "needs ledger_head"),
         (lambda c: c["temporal"]["online"].pop("fresh"), "five rates of online"),

@@ -11,6 +11,7 @@ The JSON Schema of a card is in `card-1.json` beside this file (`palimpsest card
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date
@@ -45,9 +46,9 @@ def only_fields(of: type) -> BeforeValidator:
 
 
 class _Part(BaseModel):
-    """A part of a card: nothing unknown, nothing changed afterwards."""
+    """A part of a card: nothing unknown, nothing changed afterwards, and no number that JSON cannot hold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Estimate(_Part):
@@ -91,6 +92,20 @@ class Data(_Part):
     asked: tuple[date, date]
     cutoff: date | None = Field(description="the last day of the model's training data, null when it is not known")
     licence: Text
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        wrong = []
+        twice = sorted(name for name, count in Counter(self.item_ids).items() if count > 1)
+        if twice:
+            wrong.append(f"item_ids names twice: {', '.join(twice[:5])}")
+        if self.size < len(set(self.item_ids)):
+            wrong.append(f"size is {self.size}, but {len(set(self.item_ids))} items were scored")
+        if self.asked[0] > self.asked[1]:
+            wrong.append(f"asked ends on {self.asked[1]}, before it begins on {self.asked[0]}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 class SettingRun(_Part):
@@ -156,7 +171,7 @@ class Leaks(_Part):
     """The leak audit: how many of each kind, what was done, and what was left out."""
 
     policy: Literal["raise", "exclude", "flag"]
-    counts: dict[Text, int]
+    counts: dict[Text, Annotated[int, Field(ge=0)]]
     excluded: list[Text]
 
 
@@ -221,6 +236,8 @@ class EvaluationCard(_Part):
         for setting in {*self.temporal, *self.refusals}:
             if not getattr(self.settings, setting).run:
                 wrong.append(f"there are results of {setting}, which was not run")
+        metrics = Counter((result.layer, result.metric) for result in self.results)
+        wrong += [f"there are {count} results of {metric} ({layer})" for (layer, metric), count in metrics.items() if count > 1]
         if any(result.judged for result in self.results) and not self.raters:
             wrong.append("judged results need raters and their agreement")
         if wrong:
