@@ -88,6 +88,9 @@ def test_rates_of_zero_are_equivalent_only_with_enough_trials():
     ("bad", "match"),
     [
         (lambda: stats.tost([1.0, 1.0], [1.0, 1.0], 0.1), "do not vary"),
+        (lambda: stats.tost([0.1] * 3, [0.1] * 4, 0.05), "do not vary"),
+        (lambda: stats.tost([0.1] * 3, [1e9 + 0.1] * 3, 0.05, paired=True), "do not vary"),
+        (lambda: stats.tost([0.1, 0.2, 0.7], [0.2, 0.3, 0.8], 0.05, paired=True), "do not vary"),
         (lambda: stats.tost([1.0, 2.0], [1.0, 2.0], 0.0), "margin is 0"),
         (lambda: stats.tost([1.0], [1.0, 2.0], 0.1), "1 and 2 numbers"),
         (lambda: stats.tost([1.0, 2.0], [1.0, 2.0, 3.0], 0.1, paired=True), "2 and 3 numbers"),

@@ -63,7 +63,7 @@ def sample_plan(rates: list[float], half_widths: list[float], confidence: float,
     """The sizes as plain JSON types.
 
     Raises:
-        InputError: a rate outside [0, 1], a half-width outside (0, 0.5), a confidence outside (0, 1), or fewer than 1 sample.
+        InputError: a rate outside [0, 1], a half-width outside [1e-6, 0.5), a confidence outside (0, 1), or fewer than 1 sample.
     """
     from palimpsest.stats import planning
 

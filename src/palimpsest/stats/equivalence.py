@@ -21,6 +21,8 @@ from palimpsest.errors import InputError
 from palimpsest.stats.checks import finite_row, rate
 from palimpsest.stats.intervals import Interval, wilson_interval
 
+_ROUNDING = 1e-12  # of the greatest number
+
 
 @dataclass(frozen=True)
 class Equivalence:
@@ -73,7 +75,8 @@ def tost(first: ArrayLike, second: ArrayLike, margin: float, *, paired: bool = F
         parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
         error = math.sqrt(float(parts.sum()))
         freedom = float(parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum()) if error else 1.0
-    if error == 0:
+    scale = float(max(np.abs(a).max(), np.abs(b).max()))
+    if error <= _ROUNDING * scale:  # what is left of equal numbers after their mean was rounded is no variance
         raise InputError("The numbers do not vary: their difference has no standard error.", "Compare rates with rates_equivalent.")
     lower, upper = (difference + margin) / error, (difference - margin) / error
     p_value = float(max(stats.t.sf(lower, freedom), stats.t.cdf(upper, freedom)))

@@ -17,6 +17,7 @@ from scipy import special
 from palimpsest.errors import InputError
 from palimpsest.stats.checks import require_confidence
 
+_NARROWEST = 1e-6
 _ROUNDING = 1e-9  # a size is rounded up, but not because of the last bits of a root
 
 
@@ -27,7 +28,7 @@ def samples_for_half_width(
 
     Args:
         rate: the expected rate, in [0, 1]; 0.5 is the worst case.
-        half_width: in (0, 0.5).
+        half_width: from 1e-6 up to 0.5, without it; a trillion samples are more than anybody takes.
         confidence: of the interval.
         per_cluster, correlation: samples that share a source (a document, a fact), and how alike their outcomes are in [0, 1]: the size
             is multiplied with the design effect 1 + (per_cluster − 1) correlation (Kish 1965).
@@ -40,8 +41,8 @@ def samples_for_half_width(
         (381, 1606)
     """
     _share(rate, "expected rate")
-    if not 0 < half_width < 0.5:
-        raise InputError(f"The half-width is {half_width}.", "Give a share between 0 and 0.5, such as 0.05.")
+    if not _NARROWEST <= half_width < 0.5:  # the square of a smaller one would be lost beside the other terms, or be 0
+        raise InputError(f"The half-width is {half_width}.", f"Give a share between {_NARROWEST:g} and 0.5, such as 0.05.")
     if per_cluster < 1 or not 0 <= correlation <= 1:
         raise InputError(
             f"{per_cluster} samples a cluster with correlation {correlation}.", "Give at least 1, and a correlation in [0, 1]."
@@ -101,7 +102,7 @@ def samples_for_difference(difference: float, differing: float, *, alpha: float 
     """How many items, each under both conditions, let McNemar's test find a difference of two rates.
 
     Args:
-        difference: of the rates, not 0.
+        difference: of the rates, at least 1e-6 in size.
         differing: share of the items on which the two conditions differ, at least |difference|; with independent outcomes it is
             p₁ (1 − p₂) + p₂ (1 − p₁).
         alpha: two-sided level.
@@ -115,9 +116,10 @@ def samples_for_difference(difference: float, differing: float, *, alpha: float 
         155
     """
     _share(differing, "share of items that differ")
-    if difference == 0 or abs(difference) > differing:
+    if not _NARROWEST <= abs(difference) <= differing:
         raise InputError(
-            f"A difference of {difference} with {differing} of the items differing.", "Give a difference other than 0, at most that share."
+            f"A difference of {difference} with {differing} of the items differing.",
+            f"Give a difference of at least {_NARROWEST:g}, at most that share.",
         )
     if not 0 < alpha < 1 or not 0 < power < 1:
         raise InputError(f"alpha is {alpha}, the power {power}.", "Give shares between 0 and 1.")
@@ -135,4 +137,6 @@ def _share(value: float, what: str) -> None:
 
 
 def _up(n: float) -> int:
+    if not math.isfinite(n):
+        raise InputError("It takes more samples than a number can hold.", "Give a greater rate or fewer samples a cluster.")
     return math.ceil(n * (1 - _ROUNDING))
