@@ -23,7 +23,7 @@ from palimpsest.audit.annotators import (
     luhn,
     pii_annotator,
 )
-from palimpsest.audit.discourse import correlations, holm, measure_discourse, originality, paired_effect
+from palimpsest.audit.discourse import correlations, measure_discourse, originality, paired_effect
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CapabilityError, InputError, TokenizerMismatchError
 from palimpsest.guard import MemFreeProcessor, protected_ngrams
@@ -167,14 +167,9 @@ def test_a_correlation_of_models_alone_is_gone_within_models():
     assert within["low"] < 0 < within["high"]
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_is_what_stepping_down_gives(p):
-    adjusted = holm(p)
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    running = 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(p) - rank) * p[i]))
-        assert adjusted[i] == pytest.approx(running)
+def test_without_a_correlation_there_is_nothing_to_correct():
+    found = correlations(made(), ["never"])
+    assert [set(entry) & {"p", "p_holm"} for entry in found] == [set(), set()]
 
 
 def test_effects_are_paired_by_prompt():

@@ -26,7 +26,7 @@ from palimpsest.corpus.trace import covered
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement, environment
 from palimpsest.models.base import GREEDY, LanguageModel, Progress, Sampler
-from palimpsest.stats import bootstrap_interval
+from palimpsest.stats import bootstrap_interval, holm
 from palimpsest.tokenizer import Tokenizer
 
 MIN_LEN = 8
@@ -227,23 +227,10 @@ def correlations(table: pl.DataFrame, labels: Sequence[str], seed: int = 0) -> l
             entry |= {"r": interval.estimate, "low": interval.low, "high": interval.high, "p": float(stats.pearsonr(x, y).pvalue)}
             found.append(entry)
     tested = [entry for entry in found if "p" in entry]
-    for entry, p in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+    adjusted = holm([entry["p"] for entry in tested]).tolist() if tested else []
+    for entry, p in zip(tested, adjusted, strict=True):
         entry["p_holm"] = p
     return found
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the i-th smallest of m p-values (from 0) times m − i, made monotone, at most 1.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p, kind="stable")
-    adjusted = np.minimum(np.maximum.accumulate(np.asarray(p, np.float64)[order] * (len(p) - np.arange(len(p)))), 1.0)
-    out = np.empty(len(p))
-    out[order] = adjusted
-    return out.tolist()
 
 
 def paired_effect(rows: pl.DataFrame, mitigation: str, figure: str, seed: int = 0) -> dict[str, Any]:
