@@ -18,7 +18,7 @@ from palimpsest.errors import CorpusError, InputError
 cells = st.text(st.sampled_from('ab1.,;"\n é日'), max_size=5)
 
 
-@given(st.lists(st.lists(cells, min_size=3, max_size=3), min_size=12, max_size=16), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(st.lists(cells, min_size=3, max_size=3), min_size=12, max_size=16), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_rows_are_pieces_of_the_file_and_cells_are_those_of_csv(body, newline):
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator=newline, quoting=csv.QUOTE_ALL).writerows([["x", "y", "z"], *body])
@@ -66,6 +66,11 @@ def test_a_file_without_names_with_a_mark_and_with_blank_lines():
     assert any("names" in note for note in table.notes)
     marked = Table.parse("\ufeff" + text_of(["a,b,c", *ROWS]), name="t")
     assert marked.columns == ("a", "b", "c")
+    quoted = Table.parse("\ufeff" + text_of(['"a, the first",b,c', *ROWS]), name="t")
+    assert (quoted.columns, quoted.header) == (("a, the first", "b", "c"), '"a, the first",b,c')
+    assert Table.parse("\ufeff" + text_of(ROWS), name="t").header is None
+    assert Table.parse("\ufeff" + text_of(['"a;b";c;d', *(row.replace(",", ";") for row in ROWS)]), name="t").columns == ("a;b", "c", "d")
+    assert Table.parse(text_of(["a;b", *(f"{i}\u2028;{i}" for i in range(120))]), name="t").delimiter == ";"
     assert Table.parse(text_of(["2019,2020,k", *ROWS]), name="t", header=True).columns == ("2019", "2020", "k")
 
 
@@ -87,6 +92,7 @@ def test_changed_cells_keep_the_form_of_their_row():
         ("a,b\n" + "1,2\n" * 12 + "1,2,3\n", "line 14 has 3 cells"),
         ("a,a\n" + "1,2\n" * 12, "two columns"),
         ("a,b\n" + "1,2\n" * 12 + '1,"2\n', "line 14"),
+        ("a,b\n" + "1,2\n" * 12 + f"1,{'x' * 131_073}\n", "line 14 is longer than 131,072 characters"),
     ],
 )
 def test_tables_that_cannot_be_tested(text, words, tmp_path):

@@ -56,8 +56,13 @@ def token_counts(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
 
 
 def first_line(answer: str) -> str:
-    """The first line of an answer that is not empty."""
-    return next((line.rstrip("\r") for line in answer.split("\n") if line.strip()), "")
+    """The first line of an answer that is not empty; lines end as those of tables do.
+
+    Example:
+        >>> first_line("\\r\\n1,2\\r3,4\\r")
+        '1,2'
+    """
+    return next((line for line in re.split(r"[\r\n]", answer) if line.strip()), "")
 
 
 def is_row(answer: str, truth: str) -> bool:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,9 @@ class Table:
         rows: the text of every row without its newline, at least 12 of them; blank lines of the file are no rows.
         cells: one tuple of texts a row, as `csv` parses it.
         header: the text of the first line without its newline; None where the file begins with a row.
-        newline: what ends a row, "\\n" or "\\r\\n".
+        newline: what ends a row, "\\n", "\\r\\n" or "\\r".
         delimiter: what stands between cells.
-        text: the file from its beginning to the end of the last row that was read.
+        text: the file from its beginning, without a byte-order mark, to the end of the last row that was read.
         notes: what had to be done to read it.
 
     Example:
@@ -105,8 +106,10 @@ class Table:
         """A table from the text of a file.
 
         Raises:
-            CorpusError: fewer than 2 columns or 12 rows, a row with more or fewer cells than the first, a quote that is never closed.
+            CorpusError: fewer than 2 columns or 12 rows, a row with more or fewer cells than the first, a quote that is never
+                closed, a cell beyond the limit of `csv`.
         """
+        text = text.removeprefix("\ufeff")  # before a quote it would hide that the cell is quoted
         records = _records(text, delimiter or _delimiter(text))
         if not records:
             raise CorpusError("the table is empty.", "Give a table with a header and rows.")
@@ -128,7 +131,7 @@ class Table:
             body = body[:MOST]
         if len(body) < FEWEST:
             raise CorpusError(f"the table has {len(body)} rows.", f"At least {FEWEST} are needed: ten to show, one to ask for, one more.")
-        columns = [cell.lstrip("\ufeff").strip() for cell in first] if named else [f"column_{i + 1}" for i in range(width)]
+        columns = [cell.strip() for cell in first] if named else [f"column_{i + 1}" for i in range(width)]
         if len(set(columns)) < width:
             twice = next(column for column in columns if columns.count(column) > 1)
             raise CorpusError(f"two columns are called {twice!r}.", "Give every column a name of its own.")
@@ -138,7 +141,7 @@ class Table:
             tuple(record.text for record in body),
             tuple(record.cells for record in body),
             records[0].text if named else None,
-            "\r\n" if text[: body[0].end].endswith("\r\n") else "\n",
+            next((end for end in ("\r\n", "\r") if text[: body[0].end].endswith(end)), "\n"),
             records[0].delimiter,
             text[: body[-1].end],
             notes,
@@ -242,13 +245,18 @@ def _records(text: str, delimiter: str) -> list[_Record]:
                 out.append(_Record(raw.rstrip("\r\n"), tuple(cells), place, line + 1, delimiter))
             line = reader.line_num
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise CorpusError(
+                f"a cell that begins on line {line + 1} is longer than {csv.field_size_limit():,} characters.",
+                "Leave its column out; if all cells are short, a quote before it is not closed.",
+            ) from error
         raise CorpusError(f"line {line + 1} is not CSV: {error}.", "Close every quote, and double quotes inside a quoted cell.") from error
     return out
 
 
 def _delimiter(text: str) -> str:
     """The delimiter that cuts the first hundred lines into equally many cells, the most of them; a comma where none does."""
-    sample = "".join(text.splitlines(keepends=True)[:100])
+    sample = "".join(islice(io.StringIO(text, newline=""), 100))
     best, most = ",", 1
     for candidate in _DELIMITERS:
         try:
