@@ -171,7 +171,7 @@ def test_wrong_fields_of_an_item_are_refused_with_their_line(tmp_path, changes, 
 @pytest.mark.parametrize("changes", [{"id": 5}, {"text": None}, {"text": "\udfff"}, {"source": ["press"]}])
 def test_wrong_fields_of_a_document_are_refused_with_their_line(tmp_path, changes):
     (tmp_path / "docs.jsonl").write_text(json.dumps({**DOC, **changes}))
-    with pytest.raises(InputError, match="line 1: .* of the document"):
+    with pytest.raises(InputError, match=r"line 1: .* of the document"):
         read_docs(tmp_path / "docs.jsonl")
 
 

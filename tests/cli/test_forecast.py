@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from palimpsest.cli import app
 from palimpsest.corpus import CorpusIndex, Document
+from palimpsest.errors import InputError
 from palimpsest.evaluation import forecasting
 from palimpsest.evaluation.forecasting import Contender, run_forecast
 from palimpsest.measurement import Measurement
@@ -153,6 +154,10 @@ def test_a_killed_run_goes_on(tiny_model, other_model, corpus, tmp_path, monkeyp
     [
         (lambda t, p, c: (t, c, "--from", f"{p}@many", *SMALL), "does not end with a number of tokens"),
         (lambda t, p, c: (t, c, "--from", f"{p}@0", *SMALL), "does not end with a number of tokens"),
+        (lambda t, p, c: (t, c, "--from", f"{p}@1e400", *SMALL), "more than 1e+18 tokens"),
+        (lambda t, p, c: (t, c, "--from", f"{p}@9e307T", *SMALL), "more than 1e+18 tokens"),
+        (lambda t, p, c: (t, c, "--from", p, "--budget", "nan", *SMALL), "budget is nan"),
+        (lambda t, p, c: (t, c, "--from", p, "--budget", "-1", *SMALL), "budget is -1"),
         (lambda t, p, c: (t, c, "--from", t, *SMALL), "a name of its own"),
         (lambda t, p, c: (t, c, "--from", p, "--in-order", *SMALL), "NAME@TOKENS"),
         (lambda t, p, c: (t, c, "--from", p, "--prefix", "90"), "No document holds 122 tokens"),
@@ -177,3 +182,19 @@ def test_units_of_tokens_and_the_cards_of_the_laboratory(tmp_path):
     (tmp_path / "card.json").write_text('{"tokens_seen": 99}')
     assert parse_contender(str(tmp_path), None).tokens == 99
     assert parse_contender(f"{tmp_path}@5", None).tokens == 5
+    for text in ("{}", "[]", '{"tokens_seen": null}', '{"tokens_seen": 0}'):
+        (tmp_path / "card.json").write_text(text)
+        with pytest.raises(InputError, match="does not say tokens_seen"):
+            parse_contender(str(tmp_path), None)
+
+
+def test_brackets_in_the_name_of_a_model_are_printed_as_they_are(tiny_model, other_model, corpus, tmp_path):
+    target, small = saved(tiny_model, tmp_path / "large[/b]"), saved(other_model, tmp_path / "small[red][/]")
+    done = run(f"{target}@4000", corpus, "--from", f"{small}@1000", "--min-recall", "0", *SMALL)
+    assert done.exit_code == 0, done.output
+    said = "".join(done.stdout.split())
+    assert f"{target} has memorized" in done.stdout
+    assert f"Advice: {small}." in done.stdout
+    assert said.count("small[red][/]") >= 2
+    unknown = run(f"{target}@4000", corpus, "--from", small, *SMALL)  # its compute is not known, and the line below the table says so
+    assert unknown.exit_code == 0, unknown.output

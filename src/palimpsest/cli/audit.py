@@ -187,7 +187,7 @@ def parse_contexts(text: str) -> tuple[int, ...]:
 def progress_bar(console: Console) -> Progress:
     """The bar of a long job: what is being done, how far it is, how long it took and what is left."""
     return Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from palimpsest.errors import InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _TOKENS = re.compile(r"(?P<name>.+)@(?P<number>[0-9]+(\.[0-9]+)?(e[0-9]+)?)(?P<unit>[kMBT]?)")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MOST = 1e18
 
 
 def forecast(
@@ -58,6 +61,8 @@ def forecast(
 
     if not 0 < threshold <= 1 or not 0 <= min_recall <= 1:  # before minutes are spent
         raise InputError(f"The threshold is {threshold:g} and the least recall {min_recall:g}.", "Give shares, the threshold above 0.")
+    if budget is not None and not 0 < budget < math.inf:
+        raise InputError(f"The budget is {budget:g} operations.", "Give a number above 0, or leave --budget out.")
     goal = parse_contender(target, tokenizer)
     contenders = [parse_contender(spec, tokenizer) for spec in predictors]
     with ExitStack() as stack:
@@ -90,7 +95,7 @@ def parse_contender(spec: str, tokenizer: str | None) -> Contender:
     """A model from `NAME` or `NAME@TOKENS`; a folder of the laboratory knows its own tokens.
 
     Raises:
-        InputError: what stands after the @ is no number of tokens.
+        InputError: what stands after the @ is no number of tokens, or a folder's card does not say it.
     """
     from palimpsest.evaluation.forecasting import Contender
     from palimpsest.models import load_model
@@ -98,14 +103,21 @@ def parse_contender(spec: str, tokenizer: str | None) -> Contender:
     name, tokens = spec, None
     if "@" in spec and not spec.startswith(("http://", "https://")):
         match = _TOKENS.fullmatch(spec)
-        tokens = round(float(match["number"]) * _UNITS[match["unit"]]) if match else 0
+        count = float(match["number"]) * _UNITS[match["unit"]] if match else 0.0
+        if count > _MOST:  # also what no float can hold
+            raise InputError(f"{spec!r} was trained on more than {_MOST:.0e} tokens.", "Write the number like 300B or 2.1e9.")
+        tokens = round(count)
         if match is None or tokens < 1:
             raise InputError(f"{spec!r} does not end with a number of tokens.", "Write it like my-model@300B or runs/step-100@2.1e9.")
         name = match["name"]
     elif (Path(spec) / "card.json").is_file():
         from palimpsest.experiments.suite import read_card
 
-        tokens = int(read_card(Path(spec))["tokens_seen"])
+        card = read_card(Path(spec))
+        seen = card.get("tokens_seen") if isinstance(card, dict) else None
+        if not isinstance(seen, int) or seen < 1:
+            raise InputError(f"{Path(spec) / 'card.json'} does not say tokens_seen.", f"Say how many: {spec}@TOKENS.")
+        tokens = seen
     return Contender(name, partial(load_model, name, tokenizer=tokenizer), tokens)
 
 
@@ -115,17 +127,21 @@ def show(console: Console, target: Contender, result: Measurement, advice: Recom
 
     base = result.summary["base_rate"]
     rate = base["common"] if base["common"]["n"] else base["all"]
-    console.print(f"{target.name} has memorized {percent(rate['rate'])} of {rate['n']:,} documents.", highlight=False, soft_wrap=True)
+    console.print(
+        f"{target.name} has memorized {percent(rate['rate'])} of {rate['n']:,} documents.", highlight=False, soft_wrap=True, markup=False
+    )
     table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     for column in ("predictor", "memorized", "precision", "recall", "F1", "operations", "of the target's"):
         table.add_column(column, justify="left" if column == "predictor" else "right", overflow="fold")
     for row in result.table.iter_rows(named=True):
         if row["scope"] == "common":
             figures = [percent(row[name]) for name in ("precision", "recall", "f1")]
-            table.add_row(row["predictor"], f"{row['positives']:,}", *figures, number(row["compute"]), percent(row["compute_share"]))
+            table.add_row(
+                escape(row["predictor"]), f"{row['positives']:,}", *figures, number(row["compute"]), percent(row["compute_share"])
+            )
     console.print(table)
     for row in result.table.iter_rows(named=True):
         if row["scope"] == "common" and row["reason"]:
-            console.print(f"[dim]{row['predictor']}: {row['reason']}.[/]", highlight=False, soft_wrap=True)
+            console.print(f"{row['predictor']}: {row['reason']}.", style="dim", highlight=False, soft_wrap=True, markup=False)
     said = f"Advice: {advice.predictor}. " if advice.predictor else "No advice. "
-    console.print(said + advice.reason, highlight=False, soft_wrap=True)
+    console.print(said + advice.reason, highlight=False, soft_wrap=True, markup=False)

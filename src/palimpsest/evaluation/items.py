@@ -32,7 +32,8 @@ class Item:
         tags: further labels.
 
     Raises:
-        InputError: no id or question, a field that is no text or no list of texts, golds that the history does not have on the day, an unanswerable item with golds.
+        InputError: no id or question, a field that is no text or no list of texts, golds that the history does not have on the day, an
+            unanswerable item with golds.
     """
 
     id: str
