@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from palimpsest.audit.tabular import not_applicable
+from palimpsest.audit.tabular_table import Table
 from palimpsest.cli import app
+from palimpsest.cli.audit import show
 from palimpsest.cli.audit_table import is_table
+from palimpsest.errors import InputError
+from palimpsest.evaluation.table_sections import all_sections
 from palimpsest.evaluation.tables import HEADLINES, run_table_audit
+from palimpsest.measurement import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +148,42 @@ def test_some_tests_alone(tmp_path, tiny_model):
     card = run_table_audit(tiny_model, write_table(tmp_path / "t.csv"), tmp_path / "out", n=3, tests=["header", "row-completion"])
     assert [section["id"] for section in card["sections"]] == ["letter"]
     assert set(card["timing"]) == {"header", "row-completion"}
+
+
+def text_only(model):
+    """The same model behind a door without log-probabilities."""
+    made = copy.copy(model)
+    made.capabilities = frozenset({"text"})
+    return made
+
+
+def test_an_audit_without_a_test_that_can_be_made_leaves_nothing(tmp_path, tiny_model):
+    table = write_table(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"No test of t could be made .*logprobs"):
+        run_table_audit(text_only(tiny_model), table, tmp_path / "out", n=3, tests=["decoy-rank", "order"])
+    assert not (tmp_path / "out").exists()
+    run_table_audit(tiny_model, table, tmp_path / "out", n=3, tests=["row-completion"])
+    before = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+    with pytest.raises(InputError, match="No test of t could be made"):
+        run_table_audit(text_only(tiny_model), table, tmp_path / "out", n=3, tests=["decoy-rank"])
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before
+
+
+def test_a_section_without_results_says_which_reason_is_of_which_test(tiny_model):
+    table = Table.parse("a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(12)), name="t")
+    reasons = {"feature-names": "Too few columns.", "dataset-name": "No name.", "sampling": "Too few columns."}
+    results = {test: not_applicable(test, "knowledge", tiny_model, table, reason, {}) for test, reason in reasons.items()}
+    whole = Measurement("tabular", pl.DataFrame(), {"found": [], "adjusted": {}}, {})
+    [section] = all_sections(results, whole)
+    assert section["reason"] == "Feature names, sampling: Too few columns. Dataset name: No name."
+    [alone] = all_sections({"sampling": results["sampling"]}, whole)
+    assert alone["reason"] == "Too few columns."
+
+
+def test_brackets_in_names_are_printed_as_they_are():
+    out = io.StringIO()
+    tile = {"label": "rows", "value": 1, "format": "int", "note": "of [/b]"}
+    card = {"verdict": {"level": "none", "headline": "Nothing.", "sentences": ["Shown 3 rows of t[/b], it writes on."]}, "tiles": [tile]}
+    show(Console(file=out, width=200), card, Path("out[/i]/index.html"), 1.0)
+    for said in ("rows of t[/b], it", "of [/b]", "out[/i]/index.html"):
+        assert said in out.getvalue()

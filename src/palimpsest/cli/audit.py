@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -207,17 +208,17 @@ def show(console: Console, card: dict[str, Any], page: Path, seconds: float) -> 
     colour = COLOURS.get(verdict["level"], "white")
     console.print(f"\n[bold {colour}]{verdict['headline']}[/]")
     for sentence in verdict["sentences"]:
-        console.print(f"  {sentence}", highlight=False)
+        console.print(f"  {sentence}", highlight=False, markup=False)  # it holds the names of models and files
     table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
     for name in ("measured", "value", "95 % interval", ""):
         table.add_column(name, justify="right" if name == "value" else "left")
     for tile in card["tiles"]:
-        table.add_row(tile["label"], figure(tile["value"], tile["format"]), interval(tile), f"[dim]{tile.get('note') or ''}[/]")
+        table.add_row(tile["label"], figure(tile["value"], tile["format"]), interval(tile), f"[dim]{escape(tile.get('note') or '')}[/]")
     console.print()
     console.print(table)
     if "tests" in card:
         show_tests(console, card)
-    console.print(f"\nReport: [bold]{page}[/]  ({seconds:.0f} s)", soft_wrap=True)
+    console.print(f"\nReport: [bold]{escape(str(page))}[/]  ({seconds:.0f} s)", soft_wrap=True)
 
 
 def figure(value: Any, form: str) -> str:

@@ -56,12 +56,21 @@ def all_sections(results: Results, whole: Measurement) -> list[dict[str, Any]]:
         if not here:
             continue
         if all(result.summary["status"] != "measured" for result in here.values()):
-            reasons = dict.fromkeys(str(result.summary["reason"]) for result in here.values())
-            sections.append(blocks.skipped(name, title, question, " ".join(reasons)))
+            sections.append(blocks.skipped(name, title, question, _reasons(here)))
             continue
         answer, made = maker(here, whole)
         sections.append(blocks.section(name, title, question, answer, made))
     return sections
+
+
+def _reasons(here: Results) -> str:
+    """Why none of some tests was made: each reason once, behind the tests that it is of where there are several."""
+    tests: dict[str, list[str]] = {}
+    for test, result in here.items():
+        tests.setdefault(str(result.summary["reason"]), []).append(test.replace("-", " "))
+    if len(tests) == 1:
+        return next(iter(tests))
+    return " ".join(f"{', '.join(names).capitalize()}: {reason}" for reason, names in tests.items())
 
 
 def _measured(results: Results, name: str) -> Measurement | None:

@@ -7,6 +7,7 @@ killed audit goes on where it was, and it ends in the same evaluation card, from
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,11 @@ def run_table_audit(
         job = Job(folder / "measurements", progress)
         job.run(steps)
         results = {name: job.results[step.name] for name, step in zip(names, steps, strict=True)}
+        if all(result.summary["status"] != "measured" for result in results.values()):  # an error follows, which leaves nothing behind
+            for step in steps:
+                (job.folder / f"{step.name}.json").unlink()
+            with suppress(OSError):  # an earlier audit's results are in it
+                job.folder.rmdir()
         made = {
             "format": FORMAT,
             "title": f"What {model.name} remembers of the table {audit.table.name}",
