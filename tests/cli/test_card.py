@@ -90,7 +90,11 @@ def test_the_schema_is_printed():
 def test_what_is_no_card_is_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "text.json").write_text("hello")
-    for name, says in (("list.json", "holds a list"), ("text.json", "cannot be read"), ("none.json", "cannot be read")):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name, says in (("list.json", "holds a list"), *((name, "cannot be read") for name in ("text.json", "deep.json", "none.json"))):
         done = run("validate", tmp_path / name)
         assert done.exit_code == 2
         assert says in done.stderr
+    for done in (run("show", tmp_path / "deep.json"), run("diff", *[tmp_path / "deep.json"] * 2)):
+        assert done.exit_code == 2
+        assert "cannot be read" in done.stderr

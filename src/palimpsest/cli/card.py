@@ -90,7 +90,7 @@ def schema(as_json: Annotated[bool, typer.Option("--json", help="Without indenta
 def _read(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}.", "Give the path of a card.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}.", "A card is one JSON object.")

@@ -285,7 +285,7 @@ def load_card(source: str | Path | Mapping[str, Any]) -> EvaluationCard:
         name = str(source)
         try:
             value = json.loads(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{source} cannot be read as JSON: {error}.", "Give the path of a card.") from error
     wrong = problems(value)
     if wrong:
