@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
+import os
 from dataclasses import replace
 from datetime import date
 
@@ -90,7 +93,7 @@ def test_from_proposal_to_full_and_back(governor, request_):
         to_full_states.append(place.state)
         if place.state is State.CANARY:
             assert governor.system.state == before
-            with pytest.raises(InputError, match="0 observations"):
+            with pytest.raises(InputError, match="observed in 0 sessions"):
                 governor.rollout(item)
             governor.monitor(item, seen(governor, item))
     assert shares == [0.01, 0.25, 1.0]
@@ -319,6 +322,128 @@ def test_bad_input(governor, request_, system, tmp_path):
     governor.ledger.path.write_bytes(data)
     with pytest.raises(LedgerBrokenError, match="seq 1"):
         Governor(governor.folder, system)
+
+
+def test_a_canary_that_is_taken_back_leaves_in_force_what_is_in_force(governor, request_):
+    one = governor.propose(request_)
+    to_full(governor, one)
+    two = governor.propose(ChangeRequest(Kind.UPDATE, (change(governor.system, "Lena"),), attributed=True))
+    governor.admit(two)
+    governor.rollout(two)
+    live, state = governor.live(), governor.system.state
+    with pytest.raises(InputError, match=f"{two} is being rolled out"):
+        governor.rollback(one)
+    assert (governor.live(), governor.system.state) == (live, state)
+    governor.rollback(two)
+    assert (governor.live(), governor.system.state) == (live, state)
+    governor.rollback(one)
+    assert not governor.system.store.rows
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(*arguments, **options):
+    raise Killed
+
+
+def test_a_breach_that_was_noted_is_taken_back_by_the_next_step(governor, request_, monkeypatch):
+    item = governor.propose(request_)
+    governor.admit(item)
+    governor.rollout(item)
+    with monkeypatch.context() as patch:
+        patch.setattr(governor, "rollback", killed)
+        rows = seen(governor, item, 60, right=False)
+        with pytest.raises(Killed):
+            governor.monitor(item, rows)
+    assert governor.position(item).state is State.CANARY
+    assert governor.rollout(item).state is State.ROLLED_BACK
+    assert governor.ledger.entries()[-1]["rule"] == "breach of harm"
+
+
+def test_two_processes_wait_for_each_other(governor, request_, system, monkeypatch):
+    """While one is between reading the log and writing it, the other does not get the lock."""
+    held = []
+
+    def look(*arguments, **options):
+        handle = os.open(governor.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(handle)
+        return append(*arguments, **options)
+
+    append = governor.ledger.append
+    monkeypatch.setattr(governor.ledger, "append", look)
+    item = governor.propose(request_)
+    governor.admit(item)
+    governor.rollout(item)
+    governor.monitor(item, seen(governor, item, 60, right=False))
+    governor.expire(governor.propose(request_))
+    governor.change_policy(Policy())
+    assert len(held) == governor.ledger.verify() - 1
+    other = Governor(governor.folder, system)
+    governor.change_policy(POLICY)
+    other.propose(request_)
+    assert other.ledger.entries()[-1]["policy"] == POLICY.hash
+
+
+def test_a_policy_changed_past_the_log_is_noticed(governor, system, monkeypatch):
+    path = governor.folder / "policy.json"
+    path.write_text(path.read_text().replace("0.95", "0.01"))
+    with pytest.raises(LedgerBrokenError, match="changed past the log"):
+        Governor(governor.folder, system)
+    path.write_text(json.dumps(POLICY.to_dict()))
+    other = replace(POLICY, locality=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(governor.ledger, "append", killed)
+        with pytest.raises(Killed):
+            governor.change_policy(other)
+    assert Governor(governor.folder, system).policy == POLICY
+    governor.change_policy(other)
+    path.write_text(json.dumps(POLICY.to_dict()))  # killed after the log, before the copy
+    assert Governor(governor.folder, system).policy == other
+
+
+def test_a_log_that_is_gone_is_not_an_empty_one(governor, system):
+    governor.ledger.path.write_bytes(b"")
+    with pytest.raises(LedgerBrokenError, match="missing or empty"):
+        Governor(governor.folder, system)
+    governor.ledger.path.unlink()
+    with pytest.raises(LedgerBrokenError, match="missing or empty"):
+        Governor(governor.folder, system)
+
+
+def test_observations_are_counted_once(governor, request_, monkeypatch):
+    item = governor.propose(request_)
+    governor.admit(item)
+    governor.rollout(item)
+    rows = seen(governor, item, 15)
+    with monkeypatch.context() as patch:
+        patch.setattr(governor, "_note", killed)
+        with pytest.raises(Killed):
+            governor.monitor(item, rows, batch="a")
+    assert governor.observations(item) == []
+    for batch, n in (("a", 15), ("a", 15), ("b", 30)):
+        assert governor.monitor(item, rows, batch=batch).summary["n"] == n
+    with pytest.raises(InputError, match="observed in 15 sessions"):  # 30 observations, of the same sessions
+        governor.rollout(item)
+
+
+def test_an_item_and_the_one_it_supersedes_move_in_one_entry(governor, request_):
+    one = governor.propose(request_)
+    to_full(governor, one)
+    two = governor.propose(replace(request_, facts=(change(governor.system, target="Bern"),), source="web", supersedes=one))
+    to_full(governor, two)
+    last = governor.ledger.entries()[-1]
+    assert (last["item"], last["to"], last["also"]["item"], last["also"]["to"]) == (two, "full", one, "superseded")
+    governor.rollback(two)
+    last = governor.ledger.entries()[-1]
+    assert (last["to"], last["also"]["to"]) == ("rolled_back", "full")
+    assert [item.id for item in governor.in_force()] == [one]
 
 
 # --- admission ----------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ its weights on disk; so every action is exactly reversible here, and no test of 
 One change is rolled out at a time, and rollbacks go last in, first out: a version holds everything that was changed before it. The states
 and the files are those of `palimpsest.governance.record`:
 
-    folder/  policy.json  ledger.jsonl  requests/<hash>.json  evidence/<hash>.json  observations/<item>.jsonl  versions/
+    folder/  policy.json  policies/<hash>.json  ledger.jsonl  settings.json
+             requests/<hash>.json  evidence/<hash>.json  observations/<item>.jsonl  versions/
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from palimpsest.governance.ledger import Ledger
 from palimpsest.governance.mediation import mediation, untouched
 from palimpsest.governance.monitor import Observation, stability_index, watch
 from palimpsest.governance.policy import Policy
-from palimpsest.governance.record import Position, Record, State
+from palimpsest.governance.record import Position, Record, State, alone, locked
 from palimpsest.governance.router import route
 from palimpsest.governance.system import System
 from palimpsest.governance.versions import Versions
@@ -70,39 +71,57 @@ class Governor(Record):
         self.system, self._make = system, actions
 
     @classmethod
-    def init(cls, folder: str | Path, system: System, policy: Policy | None = None, *, actor: str = "", **options: Any) -> Governor:
+    def init(
+        cls,
+        folder: str | Path,
+        system: System,
+        policy: Policy | None = None,
+        *,
+        actor: str = "",
+        settings: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Governor:
         """Begins to govern a system: saves it as the first version and opens the log.
 
         Args:
             folder: must not hold a governed memory yet.
             policy: the thresholds; defaults by default.
+            settings: kept as `settings.json`; what the command line needs to open the folder again.
 
         Raises:
             InputError: the folder is taken.
             StorageError: it cannot be written.
         """
-        folder = Path(folder)
-        if (folder / "ledger.jsonl").exists():
-            raise InputError(f"{folder} already holds a governed memory.", "Choose another folder.")
+        folder, chosen = Path(folder), policy or Policy()
+        entry = {"event": "init", "actor": actor, "model": system.state["model"], "policy": chosen.hash}
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        version = Versions(folder / "versions").save(system)
-        chosen = policy or Policy()
-        write_json(folder / "policy.json", chosen.to_dict())
-        entry = {"event": "init", "actor": actor, "live": version, "model": system.state["model"], "policy": chosen.hash}
-        Ledger(folder / "ledger.jsonl").append(entry)
+        ledger = Ledger(folder / "ledger.jsonl")
+        with locked(folder):
+            if ledger.path.exists() and ledger.path.stat().st_size:
+                raise InputError(f"{folder} already holds a governed memory.", "Choose another folder.")
+            entry["live"] = Versions(folder / "versions").save(system)
+            write_json(folder / "policies" / f"{chosen.hash}.json", chosen.to_dict())
+            write_json(folder / "policy.json", chosen.to_dict())
+            if settings is not None:
+                write_json(folder / "settings.json", settings)
+            ledger.append(entry)
         return cls(folder, system, actor=actor, **options)
 
+    @alone
     def change_policy(self, policy: Policy) -> None:
         """Puts other thresholds in force, for all that is decided from now on.
 
         Raises:
             StorageError: they cannot be written.
         """
-        self.ledger.append({"event": "policy", "actor": self.actor, "before": self.policy.hash, "policy": policy.hash})
+        before = next(e["policy"] for e in reversed(self.ledger.entries()) if e["event"] in ("init", "policy"))
+        write_json(self.folder / "policies" / f"{policy.hash}.json", policy.to_dict())
+        self.ledger.append({"event": "policy", "actor": self.actor, "before": before, "policy": policy.hash})
         write_json(self.folder / "policy.json", policy.to_dict())
         self.policy = policy
 
+    @alone
     def propose(self, request: ChangeRequest) -> str:
         """Enters a request into the log; returns the item's name.
 
@@ -119,6 +138,7 @@ class Governor(Record):
         self._move(name, None, State.PROPOSED, "proposed", extra={"request": request.hash, "version": version, "owner": request.owner})
         return name
 
+    @alone
     def admit(
         self, item: str, action: str | None = None, *, secrets: Sequence[tuple[str, str]] = (), day: date | None = None
     ) -> Measurement:
@@ -176,8 +196,11 @@ class Governor(Record):
         self._move(item, State.PROPOSED, State.ADMITTED, rule, before=live, after=version, evidence=self._keep(result), model=model)
         return result
 
+    @alone
     def rollout(self, item: str) -> Position:
         """Takes an item to its next stage; at the last one the running system becomes the version with the change.
+
+        What was observed at this stage is tested once more, and on a breach the item is rolled back instead.
 
         Raises:
             IllegalTransition: it is not admitted, or is full already.
@@ -193,10 +216,14 @@ class Governor(Record):
                 f"{item} was admitted on version {str(place.parent)[:12]}, but {live[:12]} is in force.", "Propose and admit it anew."
             )
         if place.state is State.CANARY:
-            seen, needed = len(self.observations(item, place.share)), self.policy.min_sample
+            rows = self.observations(item, place.share)
+            breach = watch(rows, self.policy).summary["breach"] if rows else None
+            if breach is not None:  # found before, and the process was killed on its way to take the change back
+                return self.rollback(item, f"breach of {breach['rate']}")
+            seen, needed = len({row.session for row in rows}), self.policy.min_sample
             if seen < needed:
                 raise InputError(
-                    f"{item} has {seen} observations at {place.share:.0%}; the policy asks for {needed} before the next stage.",
+                    f"{item} was observed in {seen} sessions at {place.share:.0%}; the policy asks for {needed} before the next stage.",
                     "Let it run, and give what was observed to `monitor`.",
                 )
         share = next(stage for stage in self.policy.stages if stage > place.share)
@@ -204,17 +231,19 @@ class Governor(Record):
         if share < 1:
             self._move(item, place.state, State.CANARY, f"stage {share:g}", share, live, place.version)
             return self.position(item)
-        superseded = self.item(item).request.supersedes
         self._restore(item, place.version, "rollout")
-        model = self.system.state["model"]
-        self._move(item, place.state, State.FULL, "stage 1", 1.0, live, place.version, live=place.version, model=model)
-        if superseded is not None and self.position(superseded).state is State.FULL:
-            old = self.position(superseded)
-            self._move(superseded, State.FULL, State.SUPERSEDED, f"superseded by {item}", 0.0, old.parent, old.version)
+        model, also = self.system.state["model"], self._also(item, State.FULL, State.SUPERSEDED)
+        self._move(item, place.state, State.FULL, "stage 1", 1.0, live, place.version, live=place.version, model=model, extra=also)
         return self.position(item)
 
+    @alone
     def monitor(
-        self, item: str, observations: Sequence[Observation], *, questions: tuple[np.ndarray, np.ndarray] | None = None
+        self,
+        item: str,
+        observations: Sequence[Observation],
+        *,
+        questions: tuple[np.ndarray, np.ndarray] | None = None,
+        batch: str | None = None,
     ) -> Measurement:
         """Adds what was observed of an item, tests all that was observed of it at this stage, and rolls it back on a breach.
 
@@ -223,6 +252,7 @@ class Governor(Record):
         Args:
             questions: embeddings (n, d) of questions before the change and (m, d) of those now; adds `summary["drift"]`, their stability
                 index and whether it is above the policy's. Other questions than before are no fault of the change: nothing is taken back.
+            batch: a name of these observations, such as the hash of their file; one that the log has at this stage is not counted again.
 
         Raises:
             IllegalTransition: nobody sees the item.
@@ -233,48 +263,53 @@ class Governor(Record):
         strangers = [o.session for o in observations if not place.shown_to(o.session)]
         if strangers:
             raise InputError(f"The session {strangers[0]!r} does not see {item} at {place.share:.0%}.", "Ask `sees` first.")
-        path = self.folder / "observations" / f"{item}.jsonl"
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = [json.dumps({"share": place.share, "observation": asdict(o)}) + "\n" for o in observations]
+        if batch is not None and any(e["details"].get("batch") == [batch, place.share] for e in self._monitored(item)):
+            observations = ()
+        before = self._observed(item)
+        lines = [*before, *(json.dumps({"share": place.share, "observation": asdict(o)}) for o in observations)]
         result = watch([*self.observations(item, place.share), *observations], self.policy)
         if questions is not None:
             index = stability_index(*questions)
             result.summary["drift"] = {"index": index, "drifted": index > self.policy.drift}
-        write_text(path, before + "".join(lines))
+        write_text(self.folder / "observations" / f"{item}.jsonl", "".join(f"{line}\n" for line in lines))
         noted = {name: result.summary.get(name) for name in ("n", "breach", "drift")}
+        noted |= {"lines": len(lines), "batch": None if batch is None else [batch, place.share]}
         self._note(item, "monitored", {"share": place.share, **noted}, self._keep(result))
         if result.summary["breach"] is not None:
             self.rollback(item, f"breach of {result.summary['breach']['rate']}")
         return result
 
+    @alone
     def rollback(self, item: str, reason: str = "by command") -> Position:
-        """Takes a change back: the running system becomes, to the bit, the version before it.
+        """Takes a change back: the running system becomes, to the bit, the version before it. A canary was shown beside what is in force,
+        which stays as it is.
 
         Raises:
             IllegalTransition: nobody sees the item.
-            InputError: another change was built on it.
+            InputError: another change was built on it, or is being tried on it.
             WeightsMissingError: the version before is gone; the attempt is logged, item and running system stay as they are.
         """
         began = time.perf_counter()
         place = self.position(item)
         self._require(item, State.ROLLED_BACK)
+        if place.state is State.FULL:
+            self._alone(item)
         if place.state is State.FULL and self.live() != place.version:
             later = [name for name, p in self.positions().items() if p.state in (State.FULL, State.EXPIRED) and p.seq > place.seq]
             raise InputError(f"{', '.join(later) or 'A later change'} was built on {item}.", "Take back the later changes first.")
         assert place.parent is not None
-        if self.versions.identify(self.system) != place.parent:  # a canary never became the running system
-            self._restore(item, place.parent, "rollback")
+        live = place.parent if place.state is State.FULL else self.live()  # a canary never was in force: nothing is restored
+        if place.state is State.FULL and self.versions.identify(self.system) != live:
+            self._restore(item, live, "rollback")
         extra = {"seconds_to_restore": round(time.perf_counter() - began, 4)}
-        model = self.system.state["model"]
-        self._move(
-            item, place.state, State.ROLLED_BACK, reason, 0.0, place.parent, place.version, live=place.parent, model=model, extra=extra
-        )
-        superseded = self.item(item).request.supersedes
-        if superseded is not None and self.position(superseded).state is State.SUPERSEDED:
-            old = self.position(superseded)
-            self._move(superseded, State.SUPERSEDED, State.FULL, f"{item} was rolled back", 1.0, old.parent, old.version)
+        model = None
+        if place.state is State.FULL:
+            model = self.system.state["model"]
+            extra |= self._also(item, State.SUPERSEDED, State.FULL)
+        self._move(item, place.state, State.ROLLED_BACK, reason, 0.0, place.parent, place.version, live=live, model=model, extra=extra)
         return self.position(item)
 
+    @alone
     def expire(self, item: str, reason: str = "expired") -> Position:
         """Ends an item: one that was not rolled out is dropped; the knowledge of one that is full is declared out of date, but stays.
 
@@ -312,6 +347,14 @@ class Governor(Record):
                 "Restore it with governor.versions.restore(governor.live(), system).",
             )
         return live
+
+    def _also(self, item: str, state: State, to: State) -> dict[str, Any]:
+        """The move of the item that `item` supersedes, to stand in the same entry: a killed process leaves both moves or neither."""
+        name = self.item(item).request.supersedes
+        if name is None or (old := self.position(name)).state is not state:
+            return {}
+        share = float(to is State.FULL)
+        return {"also": {"item": name, "from": state, "to": to, "share": share, "before": old.parent, "after": old.version}}
 
     def _restore(self, item: str, version: str, what: str) -> None:
         try:

@@ -33,7 +33,7 @@ class Policy:
         confidence: of the intervals at admission.
         mediation: least share of the effect that must go when the edited weights alone are put back; asked of edits (proposition 3).
         stages: shares of the sessions that see the change, ascending, the last one 1.
-        min_sample: observations without a breach before the next stage.
+        min_sample: sessions observed without a breach before the next stage.
         holdout: share of the sessions that never see a change before it is full.
         harm, outdated, refusal, slow: the greatest rate that is tolerated among sessions that see the change: a right answer became wrong;
             the value before the change was given; no answer; the answer took more than `latency` times as long.

@@ -6,20 +6,26 @@ An item goes
     PROPOSED | ADMITTED | FULL → EXPIRED
 
 and nowhere else; only where its successor is rolled back does a superseded item become FULL again, since it then is in force again. The log
-is the only record: states are read back from it, so a killed process loses nothing.
+is the only record: states are read back from it, so a killed process loses nothing. Where one step moves two items, one entry has both
+moves (`also`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from palimpsest.errors import IllegalTransition, InputError, LedgerBrokenError, ModelNotFoundError
-from palimpsest.files import write_text
+from palimpsest.files import sha256_json, write_text
 from palimpsest.governance.items import ChangeRequest, MemoryItem
 from palimpsest.governance.ledger import Ledger
 from palimpsest.governance.monitor import Observation
@@ -82,7 +88,7 @@ class Record:
 
     Raises:
         ModelNotFoundError: the folder holds no governed memory.
-        LedgerBrokenError: its log is broken.
+        LedgerBrokenError: its log is broken, or its policy is not the one that the log names.
     """
 
     def __init__(self, folder: str | Path, actor: str = "") -> None:
@@ -90,15 +96,20 @@ class Record:
         if not (self.folder / "policy.json").is_file():
             raise ModelNotFoundError(f"{folder} holds no governed memory.", "Make one with Governor.init or `palimpsest govern init`.")
         self.ledger, self.versions = Ledger(self.folder / "ledger.jsonl"), Versions(self.folder / "versions")
-        self.policy = Policy.load(self.folder / "policy.json")
-        self.ledger.verify()
+        if not self.ledger.verify():
+            raise LedgerBrokenError(f"The log of {folder} is missing or empty.", "Take the folder from a backup.", seq=0)
+        self.policy = self._thresholds()
+        self._held = 0
 
     def positions(self) -> dict[str, Position]:
         """Every item and where it is, in the order in which they were proposed."""
         found: dict[str, Position] = {}
         for entry in self.ledger.entries():
             if entry["event"] == "transition":
-                found[entry["item"]] = Position(State(entry["to"]), entry["share"], entry["after"], entry["before"], entry["seq"])
+                for move in (entry, entry.get("also")):
+                    if move:
+                        place = Position(State(move["to"]), move["share"], move["after"], move["before"], entry["seq"])
+                        found[move["item"]] = place
         return found
 
     def position(self, item: str) -> Position:
@@ -152,8 +163,7 @@ class Record:
 
     def observations(self, item: str, share: float | None = None) -> list[Observation]:
         """What was observed of an item, at one stage or at all."""
-        path = self.folder / "observations" / f"{item}.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        rows = [json.loads(line) for line in self._observed(item)]
         return [Observation.from_dict(row["observation"]) for row in rows if share is None or row["share"] == share]
 
     def certificate(self, item: str) -> dict[str, Any]:
@@ -174,6 +184,50 @@ class Record:
             "reversibility": "exact" if can_revert else "none",
             "proof": asdict(proof),
         }
+
+    @contextlib.contextmanager
+    def _alone_in_folder(self) -> Iterator[None]:
+        """Keeps other processes from changing anything meanwhile: what is read inside still holds when the log is written."""
+        if self._held:
+            yield
+            return
+        with locked(self.folder):
+            self._held, self.policy = 1, self._thresholds()
+            try:
+                yield
+            finally:
+                self._held = 0
+
+    def _thresholds(self) -> Policy:
+        """The policy that the log names last. `policy.json` is a copy of it, or of the one before where a process was killed in between.
+
+        Raises:
+            LedgerBrokenError: `policy.json` was changed past the log.
+        """
+        entry = next(e for e in reversed(self.ledger.entries()) if e["event"] in ("init", "policy"))
+        shown = _hash_of(self.folder / "policy.json")
+        if shown not in (entry["policy"], entry.get("before")):
+            raise LedgerBrokenError(
+                f"{self.folder / 'policy.json'} is not the policy that entry {entry['seq']} of the log names: it was changed past the log.",
+                "Put the old file back; other thresholds are put in force with `Governor.change_policy`.",
+                seq=entry["seq"],
+            )
+        kept = self.folder / "policies" / f"{entry['policy']}.json"
+        if shown != entry["policy"] and _hash_of(kept) != entry["policy"]:
+            raise LedgerBrokenError(
+                f"The policy that entry {entry['seq']} of the log names is missing.", "Take the folder from a backup.", seq=entry["seq"]
+            )
+        return Policy.load(self.folder / "policy.json" if shown == entry["policy"] else kept)
+
+    def _monitored(self, item: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.ledger.entries() if entry["event"] == "monitored" and entry["item"] == item]
+
+    def _observed(self, item: str) -> list[str]:
+        """The lines of an item's observations that the log knows: a process killed before it noted them has not observed them."""
+        path, noted = self.folder / "observations" / f"{item}.jsonl", self._monitored(item)
+        if not noted or not path.is_file():
+            return []
+        return path.read_text(encoding="utf-8").split("\n")[:-1][: noted[-1]["details"].get("lines")]
 
     def _require(self, item: str, to: State) -> None:
         state = self.position(item).state
@@ -228,6 +282,39 @@ class Record:
             "Take the folder from a backup.",
             seq=entry["seq"],
         )
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def alone(method: Method) -> Method:
+    """Makes a method of a `Record` hold the folder's lock while it runs."""
+
+    @functools.wraps(method)
+    def run(self: Record, *arguments: Any, **options: Any) -> Any:
+        with self._alone_in_folder():
+            return method(self, *arguments, **options)
+
+    return run  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits for a folder's lock and holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _hash_of(path: Path) -> str | None:
+    """Hash of a JSON file's content; None where there is none."""
+    try:
+        return sha256_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def session_place(session: str) -> float:
