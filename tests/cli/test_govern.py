@@ -171,3 +171,60 @@ def test_bad_input(governed, place, tmp_path):
     item = ask("propose", governed, place / "request.json")["item"]
     assert "proposed and cannot become rolled_back" in run("rollback", governed, item, code=2).stderr
     assert "proposed and cannot become full" in run("rollout", governed, item, code=2).stderr
+
+
+def test_what_the_damage_of_the_version_in_force_still_allows(governed, place, tmp_path):
+    item = ask("propose", governed, place / "request.json")["item"]
+    ask("admit", governed, item)
+    ask("rollout", governed, item)
+    ask("monitor", governed, item, observations(tmp_path / "o.jsonl", 25, right=True))
+    live = ask("rollout", governed, item)["version"]
+    (governed / "versions" / f"{live}.json").unlink()
+    assert "no whole version" in run("export", governed, tmp_path / "served", code=2).stderr
+    assert ask("rollback", governed, item)["state"] == "rolled_back"
+
+
+def test_brackets_in_words_are_shown(governed, place):
+    item = ask("propose", governed, place / "request.json", "--actor", "[/x] me")["item"]
+    ask("admit", governed, item)
+    ask("rollout", governed, item, "--actor", "[red]bob")
+    ask("rollback", governed, item, "--reason", "[bold]no[/nope]")
+    shown = run("log", governed).stdout
+    assert "[/x] me" in shown
+    assert "[red]bob" in shown
+
+
+def test_separators_of_unicode_are_no_ends_of_lines(governed, place, tmp_path):
+    request = json.loads((place / "request.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**request, "owner": "a\u2028b\u0085c"}, ensure_ascii=False))
+    item = ask("propose", governed, tmp_path / "r.json")["item"]
+    ask("admit", governed, item)
+    ask("rollout", governed, item)
+    name = next(name for name in (f"s\u2028{k}" for k in range(400)) if session_place(name) < 0.25)
+    row = {"session": name, "right": True, "right_before": True}
+    (tmp_path / "o.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert ask("monitor", governed, item, tmp_path / "o.jsonl")["n"] == 1
+    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n\n" + "[" * 100_000)
+    assert "Line 3 of" in run("monitor", governed, item, tmp_path / "o.jsonl", code=2).stderr
+
+
+def test_files_that_are_not_whole(governed, place, tmp_path, monkeypatch):
+    settings = (governed / "settings.json").read_text()
+    (governed / "settings.json").write_text('{"model": 5, "general": "x"}')
+    assert "not what `init` wrote" in run("export", governed, tmp_path / "served", code=2).stderr
+    (governed / "settings.json").write_text(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", lambda *_: 1 / 0)
+        assert runner.invoke(app, ["govern", "export", str(governed), str(tmp_path / "served")]).exit_code
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    (governed / "ledger.jsonl").unlink()
+    assert "missing or empty" in run("log", governed, code=2).stderr
+
+
+def test_init_writes_the_log_last(place, tmp_path, monkeypatch):
+    arguments = ["init", tmp_path / "n", "--model", place / "model", "--general", place / "general.txt"]
+    with monkeypatch.context() as patch:
+        patch.setattr("palimpsest.governance.ledger.Ledger.append", lambda *_: 1 / 0)
+        assert runner.invoke(app, ["govern", *map(str, arguments)]).exit_code
+    assert (tmp_path / "n" / "settings.json").is_file()
+    run(*arguments)

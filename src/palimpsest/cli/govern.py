@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from palimpsest.errors import InputError, ModelNotFoundError
+from palimpsest.errors import InputError, LedgerBrokenError, ModelNotFoundError, WeightsMissingError
 
 if TYPE_CHECKING:
     from palimpsest.governance.loop import Governor
@@ -35,7 +37,6 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Begin to govern MODEL: save it as the first version and open the log."""
-    from palimpsest.files import write_json
     from palimpsest.governance.loop import Governor
     from palimpsest.governance.policy import Policy
     from palimpsest.governance.system import System
@@ -45,9 +46,8 @@ def init(
     if len(texts) < 2:
         raise InputError(f"{general} holds {len(texts)} pieces of text.", "Give at least 2, one a line.")
     system = System.of(open_model(model), texts)
-    governor = Governor.init(folder, system, thresholds, actor=actor)
     place = str(Path(model).resolve()) if Path(model).expanduser().exists() else model
-    write_json(folder / "settings.json", {"model": place, "general": texts})
+    governor = Governor.init(folder, system, thresholds, actor=actor, settings={"model": place, "general": texts})
     show({"folder": str(folder), "live": governor.live(), "policy": thresholds.hash}, as_json)
 
 
@@ -89,8 +89,11 @@ def admit(
 
 @app.command()
 def rollout(folder: Folder, item: Item, actor: Actor = "", as_json: Json = False) -> None:
-    """Take an item to its next stage: a greater share of sessions, in the end all."""
-    show_position(item, open_governor(folder, actor).rollout(item), as_json)
+    """Take an item to its next stage: a greater share of sessions, in the end all; exit code 1 if a breach takes it back instead."""
+    place = open_governor(folder, actor).rollout(item)
+    show_position(item, place, as_json)
+    if place.state == "rolled_back":
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -102,11 +105,18 @@ def monitor(
     as_json: Json = False,
 ) -> None:
     """Add what was observed of an item and test it; a breach takes the change back, with exit code 1."""
+    from palimpsest.files import sha256_file
     from palimpsest.governance.monitor import Observation
 
-    rows = [Observation.from_dict(parsed(line, observations)) for line in lines_of(observations) if line.strip()]
-    governor = open_governor(folder, actor)
-    result = governor.monitor(item, rows)
+    rows = []
+    for number, line in enumerate(lines_of(observations), 1):
+        if line.strip():
+            try:
+                rows.append(Observation.from_dict(parsed(line, observations)))
+            except InputError as error:
+                raise InputError(f"Line {number} of {observations}: {error.problem}", error.remedy) from error
+    governor = open_governor(folder, actor, damaged=True)
+    result = governor.monitor(item, rows, batch=sha256_file(observations))
     state = str(governor.position(item).state)
     if as_json:
         typer.echo(json.dumps({"item": item, "state": state, **result.summary}, ensure_ascii=False))
@@ -129,7 +139,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Take a change back: the model is again, to the bit, what it was before."""
-    show_position(item, open_governor(folder, actor).rollback(item, reason), as_json)
+    show_position(item, open_governor(folder, actor, damaged=True).rollback(item, reason), as_json)
 
 
 @app.command()
@@ -152,8 +162,12 @@ def export(
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
     special = {name: tokenizer.backend.id_to_token(number) for name, number in ids.items() if number is not None}
     with storage_errors(out), quiet():
-        model.model.save_pretrained(out)
-        PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(tokenizer.backend.to_str()), **special).save_pretrained(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as beside:
+            whole = Path(beside) / "model"
+            model.model.save_pretrained(whole)
+            PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(tokenizer.backend.to_str()), **special).save_pretrained(whole)
+            whole.rename(out)
     show({"folder": str(out), "version": governor.live(), "store_rows": len(governor.system.store.as_of())}, as_json)
 
 
@@ -173,14 +187,16 @@ def log(
     from palimpsest.governance.ledger import Ledger
 
     path = folder / "ledger.jsonl"
-    if not path.is_file():
+    if not path.is_file() and not (folder / "policy.json").is_file():
         raise ModelNotFoundError(f"{folder} holds no governed memory.", "Make one with `palimpsest govern init`.")
     ledger = Ledger(path)
     count = ledger.verify(head)
+    if not count:
+        raise LedgerBrokenError(f"The log of {folder} is missing or empty.", "Take the folder from a backup.", seq=0)
     if certificate is not None:
         typer.echo(json.dumps(asdict(ledger.certificate(certificate)), ensure_ascii=False))
         return
-    entries = [entry for entry in ledger.entries() if item is None or entry.get("item") == item]
+    entries = [entry for entry in ledger.entries() if item is None or item in (entry.get("item"), entry.get("also", {}).get("item"))]
     if as_json:
         typer.echo(json.dumps({"entries": entries, "verified": count, "head": ledger.head}, ensure_ascii=False))
         return
@@ -189,14 +205,18 @@ def log(
         table.add_column(name)
     for entry in entries:
         event = f"{entry['from'] or 'new'} → {entry['to']}" if entry["event"] == "transition" else entry["event"]
-        table.add_row(str(entry["seq"]), entry["time"][:19], entry["actor"], entry.get("item", ""), event, entry.get("rule", ""))
+        words = (entry["actor"], entry.get("item", ""), event, entry.get("rule", ""))
+        table.add_row(str(entry["seq"]), entry["time"][:19], *map(escape, words))
     console = Console()
     console.print(table)
     console.print(f"{count} entries, chain whole, head {ledger.head}", style="dim")
 
 
-def open_governor(folder: Path, actor: str) -> Governor:
+def open_governor(folder: Path, actor: str, *, damaged: bool = False) -> Governor:
     """The governed memory of a folder, with its model at the version that is in force.
+
+    Args:
+        damaged: open it also where that version is gone, with the model as it was loaded: what leads back to a whole version must go on.
 
     Raises:
         ModelNotFoundError: the folder holds none, or its model is gone.
@@ -208,8 +228,15 @@ def open_governor(folder: Path, actor: str) -> Governor:
 
     record = Record(folder)
     settings = read_json(folder / "settings.json")
-    system = System.of(open_model(settings["model"]), settings["general"])
-    record.versions.restore(record.live(), system)
+    model, general = settings.get("model"), settings.get("general")
+    if not isinstance(model, str) or not isinstance(general, list) or not all(isinstance(text, str) for text in general):
+        raise InputError(f"{folder / 'settings.json'} is not what `init` wrote.", "Take it from a backup.")
+    system = System.of(open_model(model), general)
+    try:
+        record.versions.restore(record.live(), system)
+    except WeightsMissingError:
+        if not damaged:
+            raise
     return Governor(folder, system, actor=actor)
 
 
@@ -228,20 +255,29 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, or is no object.
     """
-    value = parsed("\n".join(lines_of(path)), path)
+    value = parsed(text_of(path), path)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}.", "Give a JSON object.")
     return value
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file.
+    """The lines of a text file, cut at line feeds alone: JSON may hold the other separators of Unicode.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return text_of(path).split("\n")
+
+
+def text_of(path: Path) -> str:
+    """The text of a file.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Give a text file.") from error
 
@@ -254,6 +290,8 @@ def parsed(text: str, path: Path) -> Any:
     """
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply.", "See the documentation of the governance loop for what it holds.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}.", "See the documentation of the governance loop for what it holds.") from error
 
