@@ -75,6 +75,14 @@ def test_what_is_in_scope():
         ("Bo lives in", None),
         ("Ada was born in the year", None),
         ("Ada", None),
+        ("today Ada lives in", "Rome"),
+        ("Ada Byron lives in", None),
+        ("Mary Ada lives in", None),
+        ("Ada-Marie lives in", None),
+        ("The home of Ada and Bo is in", None),
+        ("The home of Ada's aunt is in", None),
+        ("Ada never lives in", None),
+        ("The home of Ada isn't in", None),
     ):
         row = store.lookup(prompt)
         assert (row.value if row else None) == value, prompt

@@ -7,6 +7,9 @@ its rows and opening again those that it closed.
 
 A prompt is in a row's scope when it names the row's subject and what remains of it is as similar to one of the row's cues as `SCOPE`
 (cosine of word counts); of several rows the most similar answers. A known wording is thus matched, an unknown one is left to the model.
+Whatever the cosine, no cue counts that lacks a word of the prompt by which it may be about somebody else or say the opposite: a word with a
+capital (but for the first of the prompt, unless the subject stands beside it), a possessive 's, a negation (`_NEGATIONS`, n't). So "Ada
+Byron lives in" is not answered for Ada. This is a rule about English wordings; "the friend of Ada lives in" is beyond it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from palimpsest.files import sha256_json
 from palimpsest.governance.items import FactChange
 
 SCOPE = 0.75  # τ
-_ALWAYS = (date.min, date.max)
+_NEGATIONS = frozenset(["no", "not", "never", "none", "neither", "nor", "nobody", "nowhere", "nothing", "without", "cannot", "hardly"])
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,9 @@ class FactStore:
         best, found = SCOPE, None
         for row in self.as_of():
             if row.span[0] <= asked < row.span[1] and _names(prompt, row.subject):
-                words = _words(prompt.replace(row.subject, " "))
-                similarity = max(_cosine(words, _words(cue.replace("{s}", " "))) for cue in row.cues)
+                words, telling = _words(prompt.replace(row.subject, " ")), _telling(prompt, row.subject)
+                cues = (_words(cue.replace("{s}", " ")) for cue in row.cues)
+                similarity = max((_cosine(words, cue) for cue in cues if telling <= cue.keys()), default=0.0)
                 if similarity >= best:
                     best, found = similarity, row
         return found
@@ -179,6 +183,23 @@ class FactStore:
 
 def _names(prompt: str, subject: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None
+
+
+def _telling(prompt: str, subject: str) -> set[str]:
+    """The words of a prompt, as `_words` gives them, without which a cue is about something else."""
+    pieces = list(re.finditer(r"\w+|\{s\}", re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "{s}", prompt)))
+    found = set()
+    for place, piece in enumerate(pieces):
+        word = piece.group()
+        if word == "{s}":
+            continue
+        apostrophe = piece.start() > 0 and piece.string[piece.start() - 1] in "'’"
+        beside = "{s}" in (near.group() for near in pieces[max(place - 1, 0) : place + 2])
+        if word.casefold() in _NEGATIONS or (word[0].isupper() and (place > 0 or beside)):
+            found.add(word.casefold())
+        elif apostrophe and (word == "s" or (word == "t" and pieces[place - 1].group().endswith("n"))):
+            found.add(word)
+    return found
 
 
 def _words(text: str) -> Counter[str]:
