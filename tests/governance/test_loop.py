@@ -417,6 +417,33 @@ def test_a_log_that_is_gone_is_not_an_empty_one(governor, system):
         Governor(governor.folder, system)
 
 
+def test_observations_that_were_damaged(governor, request_):
+    item = governor.propose(request_)
+    governor.admit(item)
+    governor.rollout(item)
+    governor.monitor(item, seen(governor, item, 25))
+    path = governor.folder / "observations" / f"{item}.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace("session", "sessio", 1))
+    with pytest.raises(LedgerBrokenError, match="line 1 is none"):
+        governor.rollout(item)
+    path.write_text("")
+    with pytest.raises(LedgerBrokenError, match="the log knows 25, there are 0"):
+        governor.rollout(item)
+    path.write_text(whole + "garbage\n")  # never noted
+    assert governor.rollout(item).share == 0.25
+
+
+def test_an_actor_that_cannot_be_written(governor, system, tmp_path):
+    with pytest.raises(InputError, match="actor"):
+        Governor(governor.folder, system, actor="\udcff")
+    with pytest.raises(InputError, match="actor"):
+        Governor.init(tmp_path / "new", system, actor="\udcff")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="cannot be written"):
+        governor.ledger.append({"event": "\udcff"})
+
+
 def test_observations_are_counted_once(governor, request_, monkeypatch):
     item = governor.propose(request_)
     governor.admit(item)
@@ -567,7 +594,19 @@ def test_stability_index_against_its_definition():
 GOOD = {"session": "s", "right": True, "right_before": True}
 
 
-@pytest.mark.parametrize("row", [{"session": "s"}, {**GOOD, "right": 1}, {**GOOD, "latency": 0.0}, {**GOOD, "mood": "fine"}, 3])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"session": "s"},
+        {**GOOD, "right": 1},
+        {**GOOD, "latency": 0.0},
+        {**GOOD, "latency": float("inf")},
+        {**GOOD, "latency": True},
+        {**GOOD, "session": "\ud800"},
+        {**GOOD, "mood": "fine"},
+        3,
+    ],
+)
 def test_bad_observations(row):
     with pytest.raises(InputError):
         Observation.from_dict(row)

@@ -31,7 +31,16 @@ def test_a_policy_goes_through_files_and_its_hash_follows_every_threshold(tmp_pa
     (tmp_path / "p.json").write_text(json.dumps(policy.to_dict()))
     (tmp_path / "p.toml").write_text("locality = 0.9\nstages = [0.1, 1]\n[trust]\ndesk = 2\nweb = 0\n")
     assert Policy.load(tmp_path / "p.json") == policy == Policy.load(tmp_path / "p.toml")
-    changed = {"stages": (1.0,), "places": ("backup",), "trust": (("x", 1),), "leaks": 1, "min_sample": 7, "latency": 3.0}
+    changed = {
+        "stages": (1.0,),
+        "places": ("backup",),
+        "trust": (("x", 1),),
+        "leaks": 1,
+        "min_sample": 7,
+        "latency": 3.0,
+        "volatile_days": 5,
+        "edit_max": 5,
+    }
     hashes = {replace(policy, **{name: changed.get(name, 0.5 if name != "holdout" else 0.3)}).hash for name in policy.to_dict()}
     assert len(hashes) == len(policy.to_dict())
     assert policy.hash not in hashes
@@ -48,7 +57,45 @@ def test_all_that_is_wrong_with_a_policy_is_said():
         Policy.from_dict({"locality": "high"})
 
 
+def test_text_is_no_list_of_texts():
+    with pytest.raises(InputError, match="places"):
+        Policy(places="abc")
+    with pytest.raises(InputError, match="texts"):
+        ChangeRequest(Kind.BEHAVIOUR, texts="abc")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_sample": float("nan")},
+        {"min_sample": 20.5},
+        {"min_sample": float("inf")},
+        {"locality": True},
+        {"drawdown": float("inf")},
+        {"edit_max": float("nan")},
+        {"latency": 10**400},
+        {"stages": "ab"},
+        {"stages": [float("nan"), 1.0]},
+        {"stages": [True]},
+        {"places": "abc"},
+        {"places": [{"a": 1}]},
+        {"places": ["\ud800"]},
+        {"trust": {"a": "x"}},
+        {"trust": {"a": float("nan")}},
+        {"trust": [["a", 1], ["a", 2]]},
+        {"leaks": "3"},
+        {"alpha": None},
+    ],
+)
+def test_a_policy_of_the_wrong_types(values):
+    with pytest.raises(InputError, match="wrong type"):
+        Policy.from_dict(values)
+
+
 def test_a_policy_file_that_is_none(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read"):
+        Policy.load(tmp_path / "deep.json")
     (tmp_path / "p.toml").write_text("locality = ")
     (tmp_path / "p.json").write_text("[1]")
     for name, problem in (("p.toml", "cannot be read"), ("p.json", "list"), ("none.json", "cannot be read")):
@@ -77,6 +124,21 @@ def test_a_request_goes_through_json_and_its_hash_follows_the_content():
         ({"kind": "update", "facts": [{**FACT.to_dict(), "valid_from": "2024-02-30"}]}, "not a change of a fact"),
         ({"kind": "update", "facts": [{**FACT.to_dict(), "valid_from": "2024-02-03", "valid_to": "2024-02-01"}]}, "end after it began"),
         ({"kind": "update", "facts": [FACT.to_dict()], "sensitivity": "secret"}, "sensitivity"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "attributed": "false"}, "attributed = 'false'"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "scope": "no"}, "scope = 'no'"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "owner": float("nan")}, "owner = nan"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "source": ["a"]}, "source"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "expected_days": "soon"}, "expected_days"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "expected_days": float("inf")}, "expected_days"),
+        ({"kind": "update", "facts": [FACT.to_dict()], "supersedes": 3}, "supersedes"),
+        ({"kind": "update", "facts": {"a": 1}}, "not a list"),
+        ({"kind": "behaviour", "texts": "abc"}, "not a list"),
+        ({"kind": "behaviour", "texts": ["a", 5]}, "texts"),
+        ({"kind": "update", "facts": [{**FACT.to_dict(), "target": 5}]}, "5 where text belongs"),
+        ({"kind": "update", "facts": [{**FACT.to_dict(), "old": 7}]}, "7 where text belongs"),
+        ({"kind": "update", "facts": [{**FACT.to_dict(), "target": "\ud800"}]}, "where text belongs"),
+        ({"kind": "update", "facts": [{**FACT.to_dict(), "neighbours": ["ab"]}]}, "no pair"),
+        ({"kind": "update", "facts": [{**FACT.to_dict(), "paraphrases": "Ada"}]}, "not a list"),
     ],
 )
 def test_bad_requests(row, problem):

@@ -29,6 +29,30 @@ class Kind(StrEnum):
     BEHAVIOUR = "behaviour"
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is text that can be written as UTF-8 (half of a surrogate pair, which JSON can smuggle in, cannot).
+
+    Example:
+        >>> is_text("Ada"), is_text(5), is_text("\\ud800")
+        (True, False, False)
+    """
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _rows(values: dict[str, Any], name: str) -> Sequence[Any]:
+    """A list among plain JSON types; text is none, though Python can go through its letters."""
+    rows = values.get(name, ())
+    if not isinstance(rows, list | tuple):
+        raise TypeError(f"{name} is {rows!r}, not a list")
+    return rows
+
+
+def _pair(row: Any) -> Sequence[Any]:
+    if not isinstance(row, list | tuple) or len(row) != 2:
+        raise TypeError(f"{row!r} is no pair of a cue and its value")
+    return row
+
+
 @dataclass(frozen=True)
 class FactChange:
     """One fact that is to change.
@@ -56,6 +80,18 @@ class FactChange:
     valid_to: date | None = None
 
     def __post_init__(self) -> None:
+        texts = [
+            self.subject,
+            self.relation,
+            self.prompt,
+            *self.cues,
+            *self.paraphrases,
+            *(text for pair in self.neighbours for text in pair),
+        ]
+        texts += [value for value in (self.target, self.old) if value is not None]
+        wrong = [text for text in texts if not is_text(text)]
+        if wrong:
+            raise InputError(f"The fact has {wrong[0]!r} where text belongs.", "See FactChange for its fields.")
         missing = [text for text in (self.prompt, *self.cues, *self.paraphrases) if self.subject not in text]
         if not self.subject or not self.relation or missing:
             raise InputError(
@@ -137,8 +173,8 @@ class FactChange:
         try:
             values = dict(row)
             for name in ("cues", "paraphrases"):
-                values[name] = tuple(str(text) for text in values.get(name, ()))
-            values["neighbours"] = tuple((str(cue), str(value)) for cue, value in values.get("neighbours", ()))
+                values[name] = tuple(_rows(values, name))
+            values["neighbours"] = tuple((cue, value) for cue, value in map(_pair, _rows(values, "neighbours")))
             for name in ("valid_from", "valid_to"):
                 values[name] = date.fromisoformat(values[name]) if values.get(name) else None
             return cls(**values)
@@ -183,6 +219,18 @@ class ChangeRequest:
     supersedes: str | None = None
 
     def __post_init__(self) -> None:
+        days, supersedes = self.expected_days, self.supersedes
+        wrong = {name: getattr(self, name) for name in ("owner", "source", "sensitivity") if not is_text(getattr(self, name))}
+        wrong |= {name: getattr(self, name) for name in ("attributed", "scope") if not isinstance(getattr(self, name), bool)}
+        if not (days is None or (isinstance(days, int) and not isinstance(days, bool))):
+            wrong["expected_days"] = days
+        if not (supersedes is None or is_text(supersedes)):
+            wrong["supersedes"] = supersedes
+        if isinstance(self.texts, str) or not all(map(is_text, self.texts)):
+            wrong["texts"] = self.texts
+        if wrong:
+            said = "; ".join(f"{name} = {value!r}" for name, value in wrong.items())
+            raise InputError(f"The request has values of the wrong type: {said}.", "See ChangeRequest for its fields.")
         keys = [fact.key for fact in self.facts]
         if not self.facts and not self.texts:
             raise InputError("The request changes nothing.", "Give facts, or texts to learn from.")
@@ -213,8 +261,8 @@ class ChangeRequest:
         try:
             values = dict(row)
             values["kind"] = Kind(values["kind"])
-            values["facts"] = tuple(FactChange.from_dict(fact) for fact in values.get("facts", ()))
-            values["texts"] = tuple(str(text) for text in values.get("texts", ()))
+            values["facts"] = tuple(FactChange.from_dict(fact) for fact in _rows(values, "facts"))
+            values["texts"] = tuple(_rows(values, "texts"))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):

@@ -59,7 +59,7 @@ class Ledger:
             time: with a zone; now by default.
 
         Raises:
-            InputError: the entry uses a name of the log's own, or `time` has no zone.
+            InputError: the entry uses a name of the log's own, cannot be written as JSON, or `time` has no zone.
             LedgerBrokenError: the log is broken; it is left as it is.
             StorageError: the file cannot be written.
         """
@@ -69,6 +69,10 @@ class Ledger:
         when = time or datetime.now(UTC)
         if when.tzinfo is None:
             raise InputError(f"The time {when} has no zone.", "Give a datetime with tzinfo, such as datetime.now(UTC).")
+        try:
+            sha256_json(plain(entry))
+        except ValueError as error:
+            raise InputError(f"The entry cannot be written: {error}.", "Give finite numbers, and text that UTF-8 has.") from error
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as stream:
@@ -176,7 +180,7 @@ def _checked(data: bytes, path: Path) -> list[dict[str, Any]]:
             body = {name: value for name, value in entry.items() if name != "hash"}
             right = canonical_json(entry).encode() == line and entry["seq"] == seq and entry["prev_hash"] == previous
             right = right and sha256_json(body) == entry["hash"]
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             right = False
         if not right:
             raise LedgerBrokenError(

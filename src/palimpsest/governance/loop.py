@@ -31,7 +31,7 @@ from palimpsest.governance.actions.base import Action
 from palimpsest.governance.actions.factory import make_action
 from palimpsest.governance.actions.overrides import Joint
 from palimpsest.governance.admission import measure_change
-from palimpsest.governance.items import ChangeRequest, Conflict, ConflictRule
+from palimpsest.governance.items import ChangeRequest, Conflict, ConflictRule, is_text
 from palimpsest.governance.ledger import Ledger
 from palimpsest.governance.mediation import mediation, untouched
 from palimpsest.governance.monitor import Observation, stability_index, watch
@@ -93,6 +93,8 @@ class Governor(Record):
             StorageError: it cannot be written.
         """
         folder, chosen = Path(folder), policy or Policy()
+        if not is_text(actor):
+            raise InputError(f"The actor is {actor!r}.", "Give text that UTF-8 has.")
         entry = {"event": "init", "actor": actor, "model": system.state["model"], "policy": chosen.hash}
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

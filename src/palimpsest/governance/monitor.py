@@ -21,6 +21,7 @@ of the reference's first principal component.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ import polars as pl
 from scipy import special
 
 from palimpsest.errors import InputError
+from palimpsest.governance.items import is_text
 from palimpsest.governance.policy import WATCHED, Policy
 from palimpsest.measurement import Measurement, environment
 from palimpsest.stats import mixture_interval
@@ -44,7 +46,7 @@ class Observation:
         right, right_before: whether the answer is right, and was before.
         outdated: whether it is the value from before the change.
         refused: whether there is no answer.
-        latency, latency_before: in any one unit, > 0.
+        latency, latency_before: in any one unit, > 0, finite.
     """
 
     session: str
@@ -57,11 +59,12 @@ class Observation:
 
     def __post_init__(self) -> None:
         truths = (self.right, self.right_before, self.outdated, self.refused)
-        if not isinstance(self.session, str) or not all(isinstance(value, bool) for value in truths):
+        if not is_text(self.session) or not all(isinstance(value, bool) for value in truths):
             raise InputError(
                 f"The observation {self} is not whole.", "session is text; right, right_before, outdated, refused are true or false."
             )
-        if not (self.latency > 0 and self.latency_before > 0):
+        latencies = (self.latency, self.latency_before)
+        if any(isinstance(value, bool) or not 0 < value <= sys.float_info.max for value in latencies):
             raise InputError(f"The latencies are {self.latency} and {self.latency_before}.", "Give positive numbers.")
 
     @classmethod

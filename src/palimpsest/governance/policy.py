@@ -7,6 +7,7 @@ log, so that a decision can be held against the thresholds that were in force.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from palimpsest.errors import InputError
 from palimpsest.files import sha256_json
+from palimpsest.governance.items import is_text
 
 WATCHED = ("harm", "outdated", "refusal", "slow")
 
@@ -82,6 +84,11 @@ class Policy:
     trust: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        odd = [
+            f"{field.name} = {getattr(self, field.name)!r}" for field in fields(self) if not _fits(field.name, getattr(self, field.name))
+        ]
+        if odd:
+            raise InputError(f"The policy holds values of the wrong type: {'; '.join(odd)}.", "See the types in Policy's docstring.")
         shares = ("edit_success", "freshness", "paraphrase", "locality", "conflicts", "mediation", "membership")
         inner = ("confidence", "holdout", "alpha", "forget_margin", *WATCHED)
         stages = self.stages
@@ -118,9 +125,12 @@ class Policy:
         unknown = [name for name in values if name not in known]
         if unknown:
             raise InputError(f"A policy has no {', '.join(map(repr, unknown))}.", f"It has: {', '.join(known)}.")
+        odd = [name for name in values if known[name] is tuple and not isinstance(values[name], dict if name == "trust" else list | tuple)]
+        if odd:
+            raise InputError(f"The policy holds a value of the wrong type: {odd[0]} = {values[odd[0]]!r}.", "See Policy's docstring.")
         try:
             given: dict[str, Any] = {
-                name: tuple(sorted(dict(value).items())) if name == "trust" else tuple(value) if known[name] is tuple else value
+                name: tuple(sorted(value.items())) if name == "trust" else tuple(value) if known[name] is tuple else value
                 for name, value in values.items()
             }
             return cls(**given)
@@ -140,8 +150,30 @@ class Policy:
         try:
             text = path.read_text(encoding="utf-8")
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read as a policy: {error}.", "Give a TOML or JSON table of thresholds.") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} holds a {type(values).__name__}.", "Give a TOML or JSON table of thresholds.")
         return cls.from_dict(values)
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a value has the type of a threshold; numbers are finite."""
+    if name in ("trust", "places", "stages") and not isinstance(value, list | tuple):
+        return False
+    if name == "trust":
+        return all(is_text(source) and _number(trust, int) for source, trust in value)
+    if name == "places":
+        return all(map(is_text, value))
+    if name == "stages":
+        return all(_number(stage, float) for stage in value)
+    return _number(value, type(Policy.__dataclass_fields__[name].default))
+
+
+def _number(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False

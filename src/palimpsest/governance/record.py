@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from palimpsest.errors import IllegalTransition, InputError, LedgerBrokenError, ModelNotFoundError
 from palimpsest.files import sha256_json, write_text
-from palimpsest.governance.items import ChangeRequest, MemoryItem
+from palimpsest.governance.items import ChangeRequest, MemoryItem, is_text
 from palimpsest.governance.ledger import Ledger
 from palimpsest.governance.monitor import Observation
 from palimpsest.governance.policy import Policy
@@ -93,6 +93,8 @@ class Record:
 
     def __init__(self, folder: str | Path, actor: str = "") -> None:
         self.folder, self.actor = Path(folder), actor
+        if not is_text(actor):
+            raise InputError(f"The actor is {actor!r}.", "Give text that UTF-8 has.")
         if not (self.folder / "policy.json").is_file():
             raise ModelNotFoundError(f"{folder} holds no governed memory.", "Make one with Governor.init or `palimpsest govern init`.")
         self.ledger, self.versions = Ledger(self.folder / "ledger.jsonl"), Versions(self.folder / "versions")
@@ -134,7 +136,7 @@ class Record:
         entry = next(e for e in self.ledger.entries() if e["event"] == "transition" and e["item"] == name)
         try:
             request = ChangeRequest.from_dict(json.loads((self.folder / "requests" / f"{entry['request']}.json").read_text("utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._foreign(entry, name) from error
         if request.hash != entry["request"]:
             raise self._foreign(entry, name)
@@ -163,8 +165,15 @@ class Record:
 
     def observations(self, item: str, share: float | None = None) -> list[Observation]:
         """What was observed of an item, at one stage or at all."""
-        rows = [json.loads(line) for line in self._observed(item)]
-        return [Observation.from_dict(row["observation"]) for row in rows if share is None or row["share"] == share]
+        found = []
+        for number, line in enumerate(self._observed(item), 1):
+            try:
+                row = json.loads(line)
+                if share is None or row["share"] == share:
+                    found.append(Observation.from_dict(row["observation"]))
+            except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
+                raise self._damaged(item, f"line {number} is none") from error
+        return found
 
     def certificate(self, item: str) -> dict[str, Any]:
         """What was done with an item, provable: version, evidence, reversibility and the Merkle path of its last entry.
@@ -225,9 +234,20 @@ class Record:
     def _observed(self, item: str) -> list[str]:
         """The lines of an item's observations that the log knows: a process killed before it noted them has not observed them."""
         path, noted = self.folder / "observations" / f"{item}.jsonl", self._monitored(item)
-        if not noted or not path.is_file():
+        if not noted:
             return []
-        return path.read_text(encoding="utf-8").split("\n")[:-1][: noted[-1]["details"].get("lines")]
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(item, "they cannot be read") from error
+        count = noted[-1]["details"].get("lines", len(lines))
+        if len(lines) < count:
+            raise self._damaged(item, f"the log knows {count}, there are {len(lines)}")
+        return lines[:count]
+
+    def _damaged(self, item: str, what: str) -> LedgerBrokenError:
+        seq = self._monitored(item)[-1]["seq"]
+        return LedgerBrokenError(f"The observations of {item} are damaged: {what}.", "Take the folder from a backup.", seq=seq)
 
     def _require(self, item: str, to: State) -> None:
         state = self.position(item).state

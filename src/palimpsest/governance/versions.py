@@ -110,7 +110,7 @@ class Versions:
     def _manifest(self, version: str) -> dict[str, Any]:
         try:
             content = json.loads((self.folder / f"{version}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             content = None
         if not isinstance(content, dict) or sha256_json(content) != version:
             raise WeightsMissingError(
@@ -133,7 +133,7 @@ class Versions:
         blob = self.folder / "blobs" / f"{digest}.json"
         try:
             value = json.loads(blob.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._gone(blob, f"the {what}", version) from error
         if sha256_json(value) != digest:
             raise self._gone(blob, f"the {what}", version)
