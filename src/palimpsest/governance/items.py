@@ -220,16 +220,16 @@ class ChangeRequest:
 
     def __post_init__(self) -> None:
         days, supersedes = self.expected_days, self.supersedes
-        wrong = {name: getattr(self, name) for name in ("owner", "source", "sensitivity") if not is_text(getattr(self, name))}
-        wrong |= {name: getattr(self, name) for name in ("attributed", "scope") if not isinstance(getattr(self, name), bool)}
+        odd = {name: getattr(self, name) for name in ("owner", "source", "sensitivity") if not is_text(getattr(self, name))}
+        odd |= {name: getattr(self, name) for name in ("attributed", "scope") if not isinstance(getattr(self, name), bool)}
         if not (days is None or (isinstance(days, int) and not isinstance(days, bool))):
-            wrong["expected_days"] = days
+            odd["expected_days"] = days
         if not (supersedes is None or is_text(supersedes)):
-            wrong["supersedes"] = supersedes
+            odd["supersedes"] = supersedes
         if isinstance(self.texts, str) or not all(map(is_text, self.texts)):
-            wrong["texts"] = self.texts
-        if wrong:
-            said = "; ".join(f"{name} = {value!r}" for name, value in wrong.items())
+            odd["texts"] = self.texts
+        if odd:
+            said = "; ".join(f"{name} = {value!r}" for name, value in odd.items())
             raise InputError(f"The request has values of the wrong type: {said}.", "See ChangeRequest for its fields.")
         keys = [fact.key for fact in self.facts]
         if not self.facts and not self.texts:

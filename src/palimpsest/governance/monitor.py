@@ -154,7 +154,7 @@ def rate_e_process(hits: np.ndarray, limit: float) -> np.ndarray:
     Example:
         >>> e = rate_e_process(np.array([False] * 40 + [True] * 10), 0.05)
         >>> bool(e[39] < 1), int((e >= 20).argmax())
-        (True, 45)
+        (True, 48)
     """
     if not 0 < limit < 1:
         raise InputError(f"The limit is {limit}.", "Give a rate between 0 and 1, both excluded.")

@@ -53,7 +53,7 @@ def route(request: ChangeRequest, policy: Policy) -> Route:
         InputError: no rule fits.
 
     Example:
-        >>> from palimpsest.governance.items import FactChange
+        >>> from palimpsest.governance.items import FactChange, Kind
         >>> fact = FactChange("Ada", "home", "Ada lives in", "Rome", "Paris")
         >>> route(ChangeRequest(Kind.UPDATE, (fact,)), Policy()).actions
         ('rome', 'memit', 'store')
