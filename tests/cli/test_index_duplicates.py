@@ -76,3 +76,9 @@ def test_wrong_options(index: Path, tmp_path: Path):
     assert "no threshold" in run(index, "--near", 1.5, code=2).output
     assert "min_len of at least 1" in run(index, "--min-len", 0, code=2).output
     assert "There is no index" in run(tmp_path / "nothing", code=2).output
+
+
+def test_a_name_that_is_not_unicode_is_written_as_json_escapes_it(tmp_path: Path):
+    CorpusIndex.build([Document("ç", ids=PASSAGE), Document("\udce9", ids=PASSAGE)], None, tmp_path / "index")
+    run(tmp_path / "index", "--out", tmp_path / "drop.jsonl")
+    assert [row["document"] for row in rows(tmp_path / "drop.jsonl")] == ["\udce9"]

@@ -88,6 +88,44 @@ def test_what_is_damaged_is_named(tmp_path):
         InfiniGramFolder(tmp_path / "short")
 
 
+@pytest.mark.parametrize("lost", ["tokenized.0", "tokenized.1", "tokenized.2", "offset.1"])
+def test_a_shard_that_is_missing_is_an_error_and_not_a_smaller_corpus(tmp_path, lost):
+    index = CorpusIndex.build([[1, 2, 3]] * 6, None, tmp_path / "ours", token_dtype="u16", shards=3)
+    index.export_infini_gram(tmp_path / "theirs")
+    (tmp_path / "theirs" / lost).unlink()
+    with pytest.raises((IndexCorruptError, CorpusError), match=rf"{lost}"):
+        list(InfiniGramFolder(tmp_path / "theirs", "u16"))
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_a_shard_that_is_cut_within_a_document_is_an_error(tmp_path, shard):
+    index = CorpusIndex.build([[1, 2, 3]] * 6, None, tmp_path / "ours", token_dtype="u16", shards=3)
+    index.export_infini_gram(tmp_path / "theirs")
+    tokens = tmp_path / "theirs" / f"tokenized.{shard}"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    with pytest.raises(IndexCorruptError, match=rf"table\.{shard}"):
+        list(InfiniGramFolder(tmp_path / "theirs", "u16"))
+
+
+def test_metadata_that_is_not_utf8_is_named_and_a_document_without_a_path_has_its_place_for_a_name(tmp_path):
+    index = CorpusIndex.build([Document("a", ids=[1]), Document("b", ids=[2])], None, tmp_path / "ours")
+    index.export_infini_gram(tmp_path / "theirs")
+    metadata = tmp_path / "theirs" / "metadata.0"
+    whole = metadata.read_bytes()
+    metadata.write_bytes(whole.replace(b'"b"', b'"\xe9"'))
+    with pytest.raises(IndexCorruptError, match=r"metadata\.0, line 2"):
+        list(InfiniGramFolder(tmp_path / "theirs"))
+    metadata.write_bytes(whole.replace(b'"b"', b"null"))
+    assert [document.id for document in InfiniGramFolder(tmp_path / "theirs")] == ["a", "tokenized.0:1"]
+
+
+def test_a_name_that_is_not_unicode_goes_out_and_comes_back(tmp_path):
+    index = CorpusIndex.build([Document("\udce9.txt", ids=[1]), Document("é", ids=[2])], None, tmp_path / "ours")
+    index.export_infini_gram(tmp_path / "theirs")
+    assert [document.id for document in InfiniGramFolder(tmp_path / "theirs")] == ["\udce9.txt", "é"]
+    assert '"é"' in (tmp_path / "theirs" / "metadata.0").read_text("utf-8")
+
+
 def test_what_is_no_such_folder(tmp_path):
     with pytest.raises(CorpusError, match="no infini-gram index"):
         InfiniGramFolder(tmp_path)

@@ -95,6 +95,7 @@ def write_rows(out: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Writes JSON lines, whole or not at all."""
     from palimpsest.files import atomic_path
 
-    with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+    # The bytes of a name that are not UTF-8 become JSON's own escapes.
+    with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

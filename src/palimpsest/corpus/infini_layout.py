@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from palimpsest.errors import CorpusError, IndexCorruptError, InputError, Storag
 from palimpsest.files import require_space, storage_errors
 
 _STRIP = 1 << 22  # pointers that are written at once
+_SHARD_FILE = re.compile(r"(tokenized|offset|table)\.(0|[1-9]\d{0,8})")
 
 
 def export_folder(shards: list[Shard], dtype: np.dtype, out: Path) -> None:
@@ -74,7 +76,8 @@ def _export_shard(folder: Path, number: int, shard: Shard, dtype: np.dtype) -> N
     with open(folder / f"metadata.{number}", "wb") as stream:
         for local in range(shard.docs.size):
             name, metadata = shard.document(local)
-            line = json.dumps({"path": name, "linenum": 0, "metadata": metadata}, ensure_ascii=False).encode() + b"\n"
+            record = json.dumps({"path": name, "linenum": 0, "metadata": metadata}, ensure_ascii=False)
+            line = record.encode(errors="backslashreplace") + b"\n"  # a name's bytes that are not UTF-8 become JSON's own escapes
             begins.append(begin)
             begin += stream.write(line)
     np.array(begins, "<u8").tofile(folder / f"metaoff.{number}")
@@ -114,12 +117,21 @@ class InfiniGramFolder:
         self.folder = Path(folder)
         if not (self.folder / "tokenized.0").is_file():
             raise CorpusError(f"{self.folder} is no infini-gram index: it has no tokenized.0.", "Give the folder that holds tokenized.0.")
-        self.shards = 1
-        while (self.folder / f"tokenized.{self.shards}").is_file():
-            self.shards += 1
+        self.shards = self._count_shards()
         if token_dtype is not None and token_dtype not in DTYPES:
             raise InputError(f"The token type {token_dtype!r} is unknown.", f"Choose one of {', '.join(DTYPES)}.")
         self.token_dtype = token_dtype or self._tell_dtype()
+
+    def _count_shards(self) -> int:
+        """How many shards the files are of: a shard that any of them has is one that must be whole."""
+        names = (_SHARD_FILE.fullmatch(path.name) for path in self.folder.iterdir())
+        numbers = {int(name[2]) for name in names if name}
+        for number in range(max(numbers) + 1):
+            if not (self.folder / f"tokenized.{number}").is_file():
+                raise IndexCorruptError(
+                    f"{self.folder} has files of shard {max(numbers)}, but no tokenized.{number}.", "Fetch the index again."
+                )
+        return max(numbers) + 1
 
     def _tell_dtype(self) -> str:
         """The type whose number of tokens and pointers fit table.0."""
@@ -142,10 +154,10 @@ class InfiniGramFolder:
             ends = np.append(starts[1:], tokens.size)
             for local, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
                 known = next(lines)
-                path, line = (
-                    (known.get("path", f"tokenized.{number}"), known.get("linenum") or 0) if known else (f"tokenized.{number}", local)
-                )
-                name = f"{path}:{line}" if line or not known else str(path)
+                path, line = known.get("path"), known.get("linenum") or 0
+                if path is None:  # it has no name: it is called by its place
+                    path, line = f"tokenized.{number}", local
+                name = f"{path}:{line}" if line or known.get("path") is None else str(path)
                 yield Document(name, ids=tokens[start + 1 : end].astype(np.int64), metadata=dict(known.get("metadata") or {}))
             if next(lines, None) is not None:
                 raise IndexCorruptError(f"metadata.{number} has more than {starts.size} lines, one a document.", "Fetch the index again.")
@@ -156,6 +168,9 @@ class InfiniGramFolder:
         for path, width in zip(paths, (dtype.itemsize, 8), strict=True):
             if not path.is_file() or path.stat().st_size % width or not path.stat().st_size:
                 raise IndexCorruptError(f"{path} is missing, empty or cut short.", "Fetch the index again.")
+        size, table = paths[0].stat().st_size, self.folder / f"table.{number}"
+        if table.is_file() and table.stat().st_size != size // dtype.itemsize * _pointer_width(size):
+            raise IndexCorruptError(f"{table} has not one pointer for every token of tokenized.{number}.", "Fetch the index again.")
         tokens = np.memmap(paths[0], dtype, "r").view(np.ndarray)
         offsets = np.fromfile(paths[1], "<u8").astype(np.int64)
         starts = offsets // dtype.itemsize
@@ -172,10 +187,10 @@ class InfiniGramFolder:
                 yield {}
             return
         count = 0
-        with open(path, encoding="utf-8") as stream:
+        with open(path, "rb") as stream:
             for count, line in enumerate(stream, 1):
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line.decode())
                 except ValueError as error:
                     raise IndexCorruptError(f"{path}, line {count}, is not JSON: {error}.", "Fetch the index again.") from error
                 if not isinstance(value, dict) or not isinstance(value.get("metadata") or {}, dict):
