@@ -274,3 +274,29 @@ def test_counts_are_infini_grams(shared, infini_gram) -> None:
         assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == theirs
         found += index.count(query)
     assert found > 1000
+
+
+@pytest.mark.parametrize(("shards", "limit"), [(1, 1), (1, 3), (3, 7), (2, 1000)])
+def test_the_first_documents_of_a_passage_that_occurs_more_often_than_is_looked_at_at_once(tmp_path, monkeypatch, shards, limit):
+    monkeypatch.setattr("palimpsest.corpus.shard_answers._STRIP", 16)
+    rng = np.random.default_rng(shards)
+    docs = [rng.integers(0, 3, rng.integers(0, 60)).tolist() for _ in range(60)]
+    index = CorpusIndex.build(docs, None, tmp_path / "index", shards=shards)
+    for query in ([0], [1, 0], [2, 2, 1]):
+        expected = {}
+        for number, doc in enumerate(docs):
+            places = [i for i in range(len(doc) - len(query) + 1) if doc[i : i + len(query)] == query]
+            if places:
+                expected[number] = places[0]
+        found = index.documents(query, limit=limit, context=0)
+        assert [(hit.index, hit.offset) for hit in found] == list(expected.items())[:limit]
+        assert all(hit.match.tolist() == query for hit in found)
+    assert index.documents([0], limit=0) == []
+
+
+def test_a_passage_of_many_thousand_occurrences_loses_no_document(tmp_path):
+    index = CorpusIndex.build([[9, 1, 7], *([[1] * 3000] * 20), [1, 5]], None, tmp_path / "index")
+    assert [(hit.index, hit.offset) for hit in index.documents([1], limit=50)] == [(0, 1), *((n, 0) for n in range(1, 22))]
+    assert [(hit.index, hit.offset) for hit in index.documents([1], limit=1)] == [(0, 1)]
+    (span,) = index.trace([1] * 8, min_len=8, max_docs=50)
+    assert [(hit.index, hit.offset) for hit in span.hits] == [(n, 0) for n in range(1, 21)]

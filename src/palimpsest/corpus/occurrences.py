@@ -10,8 +10,6 @@ from palimpsest.corpus import shard_answers
 from palimpsest.corpus.cluster_shards import ClusterShards
 from palimpsest.corpus.shard import Hit, Shards
 
-_LOCATED = 10_000  # occurrences that are looked at to find distinct documents
-
 
 @dataclass(frozen=True)
 class SaRange:
@@ -68,8 +66,6 @@ def locate(shards: Shards | ClusterShards, ranges: list[SaRange], limit: int | N
 
 
 def hits(shards: Shards | ClusterShards, ranges: list[SaRange], query: np.ndarray, limit: int, context: int) -> list[Hit]:
-    """One `Hit` for each of the first `limit` documents among the occurrences; see `CorpusIndex.documents`."""
-    found = locate(shards, ranges, _LOCATED, seed=0)
-    places = [found.position[found.shard == number] for number in range(len(shards))]
-    parts = shards.each(shard_answers.hits, query.size, max(limit, 0), context, own=places)
+    """One `Hit` for each of the first `limit` documents among the occurrences, one range a shard; see `CorpusIndex.documents`."""
+    parts = shards.each(shard_answers.hits, query.size, max(limit, 0), context, own=[(r.lo, r.hi) for r in ranges])
     return [hit for part in parts for hit in part][: max(limit, 0)]

@@ -14,6 +14,7 @@ import numpy as np
 from palimpsest.corpus import continuations, search
 from palimpsest.corpus.shard import Hit, Shard
 
+_STRIP = 1 << 16  # suffixes that are looked at at once
 Stretch = tuple[int, int]  # the suffixes lo, …, hi − 1 of a shard's suffix array
 
 
@@ -98,11 +99,31 @@ def positions(shard: Shard, chosen: list[np.ndarray]) -> list[np.ndarray]:
     return [np.sort(shard.arrays[1][ranks].astype(np.int64)) for ranks in chosen]
 
 
-def hits(shard: Shard, places: np.ndarray, length: int, limit: int, context: int) -> list[Hit]:
-    """One `Hit` for each of the first `limit` documents that hold one of the positions `places`."""
-    holders, firsts = np.unique(np.searchsorted(shard.docs, places, side="right") - 1, return_index=True)
-    found = zip(holders[:limit].tolist(), places[firsts[:limit]].tolist(), strict=True)
+def hits(shard: Shard, within: Stretch, length: int, limit: int, context: int) -> list[Hit]:
+    """One `Hit` for each of the first `limit` documents that hold a suffix of a stretch, at the first of them there."""
+    places = _first_places(shard, within, limit)
+    found = zip((np.searchsorted(shard.docs, places, side="right") - 1).tolist(), places.tolist(), strict=True)
     return [shard.hit(local, place - int(shard.docs[local]), length, context) for local, place in found]
+
+
+def _first_places(shard: Shard, within: Stretch, limit: int) -> np.ndarray:
+    """The first position of a stretch in each of the first `limit` documents that hold one, int64, ascending.
+
+    A stretch is in the order of what follows, not of where it stands: all of it is looked at, in strips. Once there are enough
+    documents, only a position before the last of them counts, and most of a long stretch costs one comparison each.
+    """
+    lo, hi = within
+    best = np.empty(0, shard.arrays[1].dtype)
+    while lo < hi and limit > 0:
+        strip = shard.arrays[1][lo : min(lo + max(_STRIP, best.size), hi)]  # as long as what it is merged into: n log n in all
+        lo += strip.size
+        if best.size == limit:
+            strip = strip[strip < best[-1]]
+        if strip.size:
+            merged = np.sort(np.concatenate([best, strip]))
+            holders = np.searchsorted(shard.docs, merged, side="right")
+            best = merged[np.flatnonzero(np.diff(holders, prepend=-1))[:limit]]
+    return best.astype(np.int64)
 
 
 def document_ids(shard: Shard, local: int, start: int, stop: int | None) -> np.ndarray:
