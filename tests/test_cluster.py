@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from palimpsest.cli import app
 from palimpsest.corpus import CorpusIndex, Document, build
+from palimpsest.corpus.cluster_shards import ShardGroup
 from palimpsest.corpus.ray_build import sort_on_cluster
 from palimpsest.corpus.workspace import Journal
 from palimpsest.errors import ClusterError, IndexCorruptError, InputError, MissingDependencyError, StorageError
@@ -415,3 +416,23 @@ def test_what_a_cluster_cannot_load(nodes, tmp_path):
     refused = CliRunner().invoke(app, ["audit", "--engine", "ray", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert "runs on one machine" in " ".join(refused.output.split())
+
+
+def test_an_actor_that_opens_damaged_files_of_the_right_size_says_so(tmp_path):
+    index = CorpusIndex.build([[1, 2, 4, 5, 1, 2], [3, 3, 1, 2, 3, 3]], None, tmp_path / "index", shards=2)
+    tokens = tmp_path / "index" / "tokens.1"
+
+    def group(shard: int, verify: bool = True) -> ShardGroup:
+        """What an actor is after a restart."""
+        return ShardGroup(index.path, index.manifest, "mmap", range(shard, shard + 1), verify)
+
+    assert group(1).each(_length, (), None) == [7]
+    tokens.write_bytes((tmp_path / "index" / "tokens.0").read_bytes())
+    assert group(0).each(_length, (), None) == [7]
+    assert group(1, verify=False).each(_length, (), None) == [7]
+    with pytest.raises(IndexCorruptError, match=r"tokens\.1 is damaged"):
+        group(1).each(_length, (), None)
+
+
+def _length(shard) -> int:
+    return shard.arrays[0].size

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from palimpsest.corpus import CorpusIndex, Document, InfiniGramFolder, changes
+from palimpsest.corpus import manifest as layout
 from palimpsest.errors import CorpusError, IndexCorruptError, InputError, StorageError
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -273,3 +274,42 @@ def test_who_reads_while_it_changes_finds_the_old_or_the_new(tmp_path: Path):
     assert len(set(states)) > 10
     assert set(ast.literal_eval(seen)) <= set(states)
     assert len(ast.literal_eval(seen)) > 2
+
+
+def test_a_compaction_that_ends_while_the_index_is_opened_is_noticed_though_its_bytes_are_the_same(index: CorpusIndex, monkeypatch):
+    index = index.compact(index.path)
+    inside = []
+    read = layout.verify_if_changed
+
+    def exchanged_meanwhile(folder: Path, manifest: dict) -> None:
+        if not inside:
+            inside.append(True)
+            index.compact(index.path)
+            raise FileNotFoundError(2, "gone", str(folder / "sa.0"))
+        read(folder, manifest)
+
+    monkeypatch.setattr(layout, "verify_if_changed", exchanged_meanwhile)
+    assert CorpusIndex.open(index.path).fingerprint == index.fingerprint
+
+
+def test_a_file_that_stays_away_is_an_error_of_the_index(index: CorpusIndex, monkeypatch):
+    calls = []
+
+    def gone(folder: Path, manifest: dict) -> None:
+        calls.append(folder)
+        raise FileNotFoundError(2, "gone", str(folder / "sa.0"))
+
+    monkeypatch.setattr(layout, "verify_if_changed", gone)
+    with pytest.raises(IndexCorruptError, match=r"sa\.0 of the index is missing"):
+        CorpusIndex.open(index.path)
+    assert 1 < len(calls) < 20
+
+
+def test_a_folder_that_was_exchanged_for_one_of_the_same_bytes_has_another_state(index: CorpusIndex):
+    index = index.compact(index.path)
+    before = layout.folder_state(index.path)
+    assert layout.folder_state(index.path) == before
+    index.compact(index.path)
+    after = layout.folder_state(index.path)
+    assert after[2] == before[2]
+    assert after != before

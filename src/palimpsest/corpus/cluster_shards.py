@@ -2,8 +2,9 @@
 
 `ClusterShards` asks its actors what `Shards` asks the arrays themselves, the functions of `shard_answers`, so an index answers alike
 on either. An actor that dies, or whose machine does, is started again and asked again. It opens its shards when it is first asked, and
-again after a restart; before it answers it compares sizes and manifest with those of the index that was opened. A file that is
-missing, or an index that was built anew in between, is an error that names it, and never an answer from fewer shards.
+again after a restart; before it answers it compares the manifest with that of the index that was opened, and its own files with the
+manifest, as an opening in one process does. A file that is missing or damaged, or an index that was built anew in between, is an error
+that names it, and never an answer from fewer shards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class ClusterShards:
         manifest: of the index as it was opened.
         mode: "mmap" or "ram", on the machines of the actors.
         actors: groups of shards; by default as many as the cluster has cores, and never more than shards.
+        verify: whether an actor hashes its files unless its machine found them whole before; their sizes are always compared.
 
     Raises:
         InputError: fewer than 1 actor.
@@ -41,7 +43,7 @@ class ClusterShards:
         IndexCorruptError: a machine does not see the index, or not as it was opened.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], mode: str, actors: int | None = None) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], mode: str, actors: int | None = None, *, verify: bool = True) -> None:
         if actors is not None and actors < 1:
             raise InputError(f"{actors} actors hold no shards.", "Give at least 1.")
         ray = connect()
@@ -52,7 +54,7 @@ class ClusterShards:
         # An actor waits for the disk most of the time: it takes no core away from the tasks and models of the same cluster.
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(**options)(ShardGroup)
-        self._actors = [actor.remote(path.absolute(), manifest, mode, group) for group in self._groups]
+        self._actors = [actor.remote(path.absolute(), manifest, mode, group, verify) for group in self._groups]
         self.each(_is_open)
 
     def __len__(self) -> int:
@@ -79,8 +81,8 @@ class ClusterShards:
 class ShardGroup:
     """The actor: some shards of an index in a process of their own."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], mode: str, group: range) -> None:
-        self._path, self._manifest, self._mode, self._group = path, manifest, mode, group
+    def __init__(self, path: Path, manifest: dict[str, Any], mode: str, group: range, verify: bool) -> None:
+        self._path, self._manifest, self._mode, self._group, self._verify = path, manifest, mode, group, verify
         self._shards: Shards | None = None
 
     def each(self, function: Callable[..., Any], arguments: tuple[Any, ...], own: list[Any] | None) -> list[Any]:
@@ -102,6 +104,8 @@ class ShardGroup:
             wanted = {str(number) for number in self._group}
             files = {name: entry for name, entry in self._manifest["files"].items() if name.split(".")[1] in wanted}
             layout.require_files(self._path, files)
+            if self._verify:
+                layout.verify_if_changed(self._path, self._manifest, set(files))
             shards = open_shards(self._path, self._manifest["shards"], DTYPES[self._manifest["token_dtype"]], self._mode, self._group)
             self._require_unchanged()  # once more: it may have been replaced in between
             self._shards = shards

@@ -37,10 +37,11 @@ from palimpsest.corpus.staging import Progress
 from palimpsest.corpus.tokens import DTYPES, as_contexts, as_query, integers, require_ids, separator
 from palimpsest.corpus.trace import Span, covered, trace_spans
 from palimpsest.corpus.workspace import is_being_exchanged
-from palimpsest.errors import InputError, PalimpsestError, StorageError
+from palimpsest.errors import IndexCorruptError, InputError, PalimpsestError, StorageError
 from palimpsest.tokenizer import Tokenizer
 
 _ATTEMPTS, _PAUSE = 200, 0.01  # to open an index while it changes; seconds between them
+_MISSED = 5  # times that a file may be missing although the index looks unchanged
 
 
 class CorpusIndex(NextTokenQueries):
@@ -174,22 +175,31 @@ class CorpusIndex(NextTokenQueries):
         if mode not in ("mmap", "ram"):
             raise InputError(f"The mode {mode!r} is unknown.", "Choose mmap or ram.")
         path = Path(path)
+        missed = 0
         for attempt in range(_ATTEMPTS):
-            before = layout.manifest_bytes(path)
+            before = layout.folder_state(path)
             try:
                 manifest = layout.read_manifest(path)
                 if verify is True:
                     layout.verify_files(path, manifest)
                 elif verify == "auto":
                     layout.verify_if_changed(path, manifest)
-                index = cls(path, manifest, mode, ClusterShards(path, manifest, mode, actors) if engine == "ray" else None)
-            except (PalimpsestError, OSError, ValueError):
+                shards = ClusterShards(path, manifest, mode, actors, verify=verify is not False) if engine == "ray" else None
+                index = cls(path, manifest, mode, shards)
+            except (PalimpsestError, OSError, ValueError) as error:
+                lost = isinstance(error, FileNotFoundError)
+                missed += lost
                 exchanged = before is None and is_being_exchanged(path)
-                if attempt == _ATTEMPTS - 1 or (layout.manifest_bytes(path) == before and not exchanged):
+                settled = layout.folder_state(path) == before and not exchanged and (not lost or missed > _MISSED)
+                if attempt == _ATTEMPTS - 1 or settled:
+                    if isinstance(error, FileNotFoundError):
+                        raise IndexCorruptError(
+                            f"The file {error.filename} of the index is missing.", "Fetch the index again or build it again."
+                        ) from error
                     raise
                 time.sleep(_PAUSE)
                 continue
-            if layout.manifest_bytes(path) == before:  # otherwise its files may be of two indexes
+            if layout.folder_state(path) == before:  # otherwise its files may be of two indexes
                 return index
         raise StorageError(f"The index {path} is being changed all the time.", "Open it again when the changes have come to an end.")
 

@@ -117,37 +117,43 @@ def require_files(folder: Path, files: dict[str, Any]) -> None:
             raise IndexCorruptError(f"{folder / name} is damaged: it has {size} bytes instead of {entry['bytes']}.", _REBUILD)
 
 
-def manifest_bytes(folder: Path) -> bytes | None:
-    """The manifest as it stands on the disk, None where there is none: whether an index has changed since."""
+def folder_state(folder: Path) -> tuple[int, int, bytes] | None:
+    """What tells whether an index has changed since: which folder it is, and its manifest; None where there is none.
+
+    A compaction may give the bytes that were there before, in another folder.
+    """
     try:
-        return (folder / MANIFEST).read_bytes()
+        status = folder.stat()
+        return status.st_ino, status.st_ctime_ns, (folder / MANIFEST).read_bytes()
     except OSError:
         return None
 
 
-def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Hashes every file of the index, in parallel, and notes that it is whole.
+def verify_files(folder: Path, manifest: dict[str, Any], only: set[str] | None = None) -> None:
+    """Hashes every file of the index, in parallel, and notes that it is whole; or hashes `only` some, which notes nothing.
 
     Raises:
         IndexCorruptError: naming the first file whose content is not what was built.
     """
-    names = sorted(manifest["files"])
+    names = sorted(manifest["files"] if only is None else only)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         hashes = list(pool.map(lambda name: sha256_file(folder / name), names))
     for name, found in zip(names, hashes, strict=True):
         if found != manifest["files"][name]["sha256"]:
             raise IndexCorruptError(f"{folder / name} is damaged: its content is not what was built.", _REBUILD)
-    note_whole(folder, manifest)
+    if only is None:
+        note_whole(folder, manifest)
 
 
-def verify_if_changed(folder: Path, manifest: dict[str, Any]) -> None:
-    """`verify_files`, unless the index was found whole before and no file has been touched since."""
+def verify_if_changed(folder: Path, manifest: dict[str, Any], only: set[str] | None = None) -> None:
+    """`verify_files`, unless the index was found whole before and none of these files has been touched since."""
     try:
         known = json.loads(_note(folder).read_bytes())
     except (OSError, ValueError):
         known = None
-    if known != _stamp(folder, manifest):
-        verify_files(folder, manifest)
+    stamp = _stamp(folder, manifest, only)
+    if not isinstance(known, dict) or any(known.get(name) != entry for name, entry in stamp.items()):
+        verify_files(folder, manifest, only)
 
 
 def note_whole(folder: Path, manifest: dict[str, Any]) -> None:
@@ -166,9 +172,9 @@ def _note(folder: Path) -> Path:
     return cache_dir("indexes", hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".json")
 
 
-def _stamp(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _stamp(folder: Path, manifest: dict[str, Any], only: set[str] | None = None) -> dict[str, Any]:
     stamp: dict[str, Any] = {"checksum": manifest["checksum"]}
-    for name in sorted(manifest["files"]):
+    for name in sorted(manifest["files"] if only is None else only):
         status = (folder / name).stat()
         stamp[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return stamp
