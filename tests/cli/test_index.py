@@ -54,6 +54,9 @@ def test_build_says_what_memory_it_was_given_and_took(corpus: Path, tmp_path: Pa
     answer = json.loads(run(*command, "--json").stdout)
     assert answer["memory_bound"] == 10**9 == CorpusIndex.open(tmp_path / "index").manifest["memory"]
     assert 0 <= answer["build_memory"] < answer["peak_memory"]
+    assert answer["built"] == "now"
+    again = json.loads(run(*command[:-1], "2GB", "--json").stdout)
+    assert (again["built"], again["memory_bound_then"], "memory_bound" in again) == ("earlier", 10**9, False)
     assert "1,000,000,000" in run(*command).stdout
     assert "at least 268 MB" in run(*command[:-1], "9MB", code=2).output
 

@@ -349,6 +349,12 @@ class TestTarget:
         CorpusIndex.build(rows(9), None, tmp_path / "index")
 
 
+def unread() -> Iterator[list[int]]:
+    """Documents that nobody is to read."""
+    pytest.fail("the documents were read")
+    yield [1]
+
+
 class TestRefused:
     @pytest.mark.parametrize("docs", [[], [[], []], iter([])])
     def test_an_empty_corpus(self, tmp_path: Path, docs) -> None:
@@ -366,6 +372,7 @@ class TestRefused:
             ([[1], [2]], {"shards": 3}, "cannot fill 3"),
             ([[1]], {"shards": 0}, "at least 1"),
             ([[1]], {"builder": "magic"}, "magic"),
+            (unread(), {"builder": "external", "engine": "ray"}, "one machine"),
             ([[1]], {"token_dtype": "u64"}, "u64"),
             ([Document("d", ids=np.array([1]), metadata={("a",): 1})], {}, "JSON"),
             ([[0.5]], {}, "integer"),

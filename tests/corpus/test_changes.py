@@ -220,7 +220,7 @@ def test_what_cannot_be_deleted_or_appended(index: CorpusIndex):
         index.delete([0, "nobody"])
     with pytest.raises(InputError, match="Nothing would be left"):
         index.delete(range(5))
-    with pytest.raises(InputError, match="300"):
+    with pytest.raises(InputError, match="the id 300.* Build the index of all documents anew"):
         index.append([[1, 300]])  # the index has one byte a token
     with pytest.raises(InputError, match="no tokenizer"):
         index.append(["text"])
@@ -313,3 +313,45 @@ def test_a_folder_that_was_exchanged_for_one_of_the_same_bytes_has_another_state
     after = layout.folder_state(index.path)
     assert after[2] == before[2]
     assert after != before
+
+
+@pytest.mark.parametrize("left", ["all", "only the note"])
+def test_an_append_that_was_interrupted_after_all_was_done_is_not_done_twice(index: CorpusIndex, monkeypatch, left: str):
+    docs, part = [[1, 2, 8]], index.path.with_name("index.append")
+
+    def killed(folder: Path) -> None:
+        if left == "only the note":
+            for path in folder.iterdir():
+                if path.name != changes._NOTE:
+                    path.unlink()
+        raise KeyboardInterrupt
+
+    def interrupted(docs: list) -> CorpusIndex:
+        opened = CorpusIndex.open(index.path)
+        with monkeypatch.context() as patch:
+            patch.setattr(changes, "_remove_part", killed)
+            with pytest.raises(KeyboardInterrupt):
+                opened.append(docs)
+        return CorpusIndex.open(index.path, verify=True)
+
+    once = interrupted(docs)
+    assert (once.n_documents, once.count([1, 2, 8])) == (6, 1)
+    again = once.append(docs)
+    assert (again.n_documents, again.fingerprint) == (6, once.fingerprint)
+    assert not part.exists()
+    assert again.append(docs).count([1, 2, 8]) == 2  # asked for once more, they are appended once more
+    thrice = interrupted(docs)
+    assert thrice.append([[1, 2, 8, 8]]).count([1, 2, 8]) == 4  # other documents are not taken for those
+    assert not part.exists()
+
+
+def test_an_append_that_was_interrupted_before_its_manifest_is_made_though_the_same_was_appended_before(index: CorpusIndex, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    index = index.append([[1, 2, 8]])
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.append([[1, 2, 8]])
+    assert CorpusIndex.open(index.path).append([[1, 2, 8]]).count([1, 2, 8]) == 2

@@ -243,7 +243,7 @@ class TestBound:
     def test_amounts(self, text, size):
         assert parse_memory(text) == size
 
-    @pytest.mark.parametrize("text", ["much", "2 GBs", "-2GB", "", "2ib", True, "nan", "1e9"])
+    @pytest.mark.parametrize("text", ["much", "2 GBs", "-2GB", "", "2ib", True, "nan", "1e9", "9" * 400, "9" * 300 + "TB"])
     def test_what_is_no_amount(self, text, tmp_path: Path):
         with pytest.raises(InputError, match="no amount"):
             CorpusIndex.build(rows(3), None, tmp_path / "index", memory=text)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex, Hit
     from palimpsest.tokenizer import Tokenizer
 
-_ABSENT = {"tokenizer": "none: built from ids", "memory_bound": "none: half of what was free"}
+_ABSENT = {
+    "tokenizer": "none: built from ids",
+    "memory_bound": "none: half of what was free",
+    "memory_bound_then": "none: half of what was free",
+}
 app = typer.Typer(no_args_is_help=True, help="Build, check and query the index of a corpus.")
 
 
@@ -45,17 +49,22 @@ def build(
 ) -> None:
     """Index CORPUS; an interrupted build continues when the same command is run again."""
     from palimpsest.corpus import CorpusIndex, InfiniGramFolder
+    from palimpsest.corpus.manifest import folder_state
     from palimpsest.corpus.memory import resident_memory
 
     tokenized = (corpus / "tokenized.0").is_file()
     documents = InfiniGramFolder(corpus) if tokenized else corpus
     chosen = None if tokenized and tokenizer is None and model is None else choose_tokenizer(tokenizer, model)
+    found = folder_state(out)
     with notices_aside(), progress_bar() as progress:
         before = resident_memory()
         index = CorpusIndex.build(documents, chosen, out, shards=shards, memory=memory, progress=progress, engine=engine)
     after = resident_memory()
+    if found is not None and folder_state(out) == found:  # it is the index of this corpus already: what it was given then is not news
+        show_info(index, as_json=as_json, more={"built": "earlier", "memory_bound_then": index.manifest.get("memory")})
+        return
     used = {"peak_memory": after[1], "build_memory": after[1] - before[0]} if before and after else {}
-    show_info(index, as_json=as_json, more=used | {"memory_bound": index.manifest.get("memory")})
+    show_info(index, as_json=as_json, more={"built": "now"} | used | {"memory_bound": index.manifest.get("memory")})
 
 
 @app.command()

@@ -54,6 +54,8 @@ def build_index(
     if shards < 1:
         raise InputError(f"An index of {shards} shards cannot be built.", "Give at least 1.")
     choose_builder(builder, 0, 0)
+    if engine == "ray" and builder == "external":
+        raise InputError('The builder "external" sorts on one machine, in blocks.', 'Use more shards, and builder "auto".')
     staged = staging_dtype(token_dtype, tokenizer)
     card = _card(tokenizer)
     config = {"version": layout.VERSION, "tokenizer": card, "token_dtype": token_dtype}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import operator
 import os
 import re
@@ -27,20 +28,21 @@ import numpy as np
 
 from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.build import build_index
-from palimpsest.corpus.documents import Docs, Document
+from palimpsest.corpus.documents import Docs, Document, as_documents
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.shard import CHANGED, PARTS, Shard, file_name, open_shards
 from palimpsest.corpus.sharding import write_pieces
-from palimpsest.corpus.staging import Progress
-from palimpsest.corpus.tokens import DTYPES, update_content
+from palimpsest.corpus.staging import Progress, batches, source_digest
+from palimpsest.corpus.tokens import DTYPES, WideIdError, update_content
 from palimpsest.corpus.workspace import locked
 from palimpsest.errors import InputError, StorageError
-from palimpsest.files import require_space, storage_errors
+from palimpsest.files import require_space, storage_errors, write_json
 
 if TYPE_CHECKING:
     from palimpsest.corpus.index import CorpusIndex
 
 _STRIP = 1 << 22  # suffixes that are filtered at once
+_NOTE = "appended.json"  # beside the shard that is appended: the entry "appended" of the manifest that has it
 _PART_FILE = re.compile(rf"({'|'.join((*PARTS, *CHANGED))})\.\d+(\.\d+)?")
 
 
@@ -76,7 +78,9 @@ def delete_documents(index: CorpusIndex, shards: list[Shard], documents: Sequenc
 def append_documents(index: CorpusIndex, docs: Docs, progress: Progress) -> None:
     """Adds documents to an index on the disk, as a shard of their own; called as `CorpusIndex.append`.
 
-    The shard is built in `<index>.append`; when that was interrupted, the same call continues it.
+    The shard is built in `<index>.append`; when that was interrupted, the same call continues it. A call that was interrupted after the
+    index had its new manifest left `<index>.append`, with a note of what was appended, which the manifest has as well: made again with
+    the same documents, it only removes that folder. An iterator, which can be read only once, is not compared.
 
     Args:
         index: the index as it was opened.
@@ -88,17 +92,51 @@ def append_documents(index: CorpusIndex, docs: Docs, progress: Progress) -> None
     """
     part = index.path.with_name(index.path.name + ".append")
     with _changing(index) as manifest:
+        if (source := _appended(part, manifest)) is not None:
+            same = (isinstance(docs, str | os.PathLike) or iter(docs) is not docs) and source == _source(docs)
+            _remove_part(part)
+            if same:
+                return
         dtype = manifest["token_dtype"]
-        build_index(docs, index.tokenizer, part, token_dtype=dtype, shards=1, builder="auto", progress=progress, resume=True)
+        try:
+            build_index(docs, index.tokenizer, part, token_dtype=dtype, shards=1, builder="auto", progress=progress, resume=True)
+        except WideIdError as error:
+            raise InputError(
+                error.problem, "Build the index of all documents anew: the type of its tokens is too narrow for them."
+            ) from error
         built = layout.read_manifest(part)
         number = len(manifest["shards"])
+        manifest["appended"] = {"shard": number, "source": built["source"]}
+        write_json(part / _NOTE, manifest["appended"])
         for name in PARTS:
             os.rename(part / f"{name}.0", index.path / f"{name}.{number}")
             manifest["files"][f"{name}.{number}"] = built["files"][f"{name}.0"]
         manifest["shards"] = [*manifest["shards"], *built["shards"]]
         manifest["max_id"] = max(manifest["max_id"], built["max_id"])
         _publish(index, manifest)
-        shutil.rmtree(part)
+        _remove_part(part)
+
+
+def _appended(part: Path, manifest: dict[str, Any]) -> str | None:
+    """The digest of the documents of an append that reached the manifest and was interrupted then; None where there is none."""
+    try:
+        note = json.loads((part / _NOTE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return note["source"] if note == manifest.get("appended") else None
+
+
+def _source(docs: Docs) -> str:
+    """The digest of documents, as the manifest of their index has it."""
+    return source_digest(digest for _, _, digest in batches(as_documents(docs)))
+
+
+def _remove_part(part: Path) -> None:
+    """Removes the folder of an append, its note last: an interruption in between is recognised as well."""
+    for path in part.iterdir():
+        if path.name != _NOTE:
+            path.unlink()
+    shutil.rmtree(part)
 
 
 def compact_index(index: CorpusIndex, out: Path, shards: int, progress: Progress) -> None:

@@ -6,6 +6,7 @@ The bound is on what the build adds to the resident memory of the process; the i
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def parse_memory(memory: int | str | None) -> int | None:
     if memory is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(memory).strip().lower())
-    if match is None or match[2] not in _UNITS or isinstance(memory, bool):
+    if match is None or match[2] not in _UNITS or isinstance(memory, bool) or math.isinf(float(match[1]) * _UNITS[match[2]]):
         raise InputError(f"{memory!r} is no amount of memory.", 'Give bytes, or a number with a unit like "2GB" or "512MiB".')
     size = int(float(match[1]) * _UNITS[match[2]])
     if size < LEAST:

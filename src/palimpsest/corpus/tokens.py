@@ -107,11 +107,13 @@ def encode_long_document(
         yield ids.astype(dtype), int(ids.max()) if ids.size else -1
 
 
+class WideIdError(InputError):
+    """An id that the type of the tokens cannot hold."""
+
+
 def _wrong_id(doc: Document, value: int, limit: int) -> InputError:
-    return InputError(
-        f"The document {doc.id!r} has the id {value}; here ids run from 0 to {limit - 1}.",
-        "Give a wider token_dtype." if value >= limit else "Ids are never negative.",
-    )
+    problem = f"The document {doc.id!r} has the id {value}; here ids run from 0 to {limit - 1}."
+    return WideIdError(problem, "Give a wider token_dtype.") if value >= limit else InputError(problem, "Ids are never negative.")
 
 
 def _encode(docs: Sequence[Document], tokenizer: Tokenizer | None, memory: int | None) -> Iterator[tuple[int, np.ndarray]]:
