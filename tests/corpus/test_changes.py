@@ -220,7 +220,7 @@ def test_what_cannot_be_deleted_or_appended(index: CorpusIndex):
         index.delete([0, "nobody"])
     with pytest.raises(InputError, match="Nothing would be left"):
         index.delete(range(5))
-    with pytest.raises(InputError, match="the id 300.* Build the index of all documents anew"):
+    with pytest.raises(InputError, match=r"the id 300.* Build the index of all documents anew"):
         index.append([[1, 300]])  # the index has one byte a token
     with pytest.raises(InputError, match="no tokenizer"):
         index.append(["text"])

@@ -187,12 +187,12 @@ class CorpusIndex(NextTokenQueries):
                 shards = ClusterShards(path, manifest, mode, actors, verify=verify is not False) if engine == "ray" else None
                 index = cls(path, manifest, mode, shards)
             except (PalimpsestError, OSError, ValueError) as error:
-                lost = isinstance(error, FileNotFoundError) and not isinstance(error, PalimpsestError)
+                lost = isinstance(error, FileNotFoundError)
                 missed += lost
                 exchanged = before is None and is_being_exchanged(path)
                 settled = layout.folder_state(path) == before and not exchanged and (not lost or missed > _MISSED)
                 if attempt == _ATTEMPTS - 1 or settled:
-                    if isinstance(error, FileNotFoundError) and lost:
+                    if isinstance(error, FileNotFoundError):
                         raise IndexCorruptError(
                             f"The file {error.filename} of the index is missing.", "Fetch the index again or build it again."
                         ) from error
