@@ -131,10 +131,10 @@ def test_a_module_that_an_experiment_misses_is_not_hidden(monkeypatch, tmp_path:
     """Only the experiment's own absence is "no experiment"; a missing dependency inside it stays visible."""
     import palimpsest.experiments
 
-    (tmp_path / "rome.py").write_text("import no_such_dependency\n")
+    (tmp_path / "made_up.py").write_text("import no_such_dependency\n")
     monkeypatch.setattr(palimpsest.experiments, "__path__", [*palimpsest.experiments.__path__, str(tmp_path)])
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
-        experiment("rome")
+        experiment("made-up")
 
 
 def test_available_lists_the_catalogue_slugs_that_have_an_experiment():
