@@ -83,3 +83,45 @@ def infini_gram(tmp_path: Path) -> Callable[..., Any]:
         return engine.InfiniGramEngine(str(tmp_path), eos_token_id=end, vocab_size=65535, token_dtype="u16", **quiet)
 
     return build
+
+
+def runs(n: int) -> np.ndarray:
+    return np.full(n, 7, np.uint16)
+
+
+def periodic(n: int) -> np.ndarray:
+    return np.tile(np.array([3, 1, 2, 1], np.uint16), n // 4)
+
+
+def fibonacci(n: int) -> np.ndarray:
+    a, b = [0], [0, 1]
+    while len(b) < n:
+        a, b = b, b + a
+    return np.array(b[:n], np.uint16)
+
+
+def copied_documents(n: int) -> np.ndarray:
+    text = np.random.default_rng(1).integers(0, 5000, n // 8)
+    return np.concatenate([np.concatenate([[65535], text]) for _ in range(8)]).astype(np.uint16)
+
+
+def mixed(n: int) -> np.ndarray:
+    """Frequent symbols, whose lists have tables, in crowds; and a copy that ends with the text."""
+    rng = np.random.default_rng(2)
+    half = np.concatenate([rng.integers(0, 3, n // 4), np.minimum(rng.zipf(1.3, n // 4), 900)]).astype(np.uint16)
+    return np.concatenate([half, half])
+
+
+REPEATING = {make.__name__: make for make in (runs, periodic, fibonacci, copied_documents, mixed)}
+
+
+@pytest.fixture
+def repeating() -> dict[str, Callable[[int], np.ndarray]]:
+    """Makers of about n tokens that repeat themselves, u16 (n,), as sorting likes them least, by name."""
+    return REPEATING
+
+
+@pytest.fixture(params=REPEATING)
+def repeats(request: pytest.FixtureRequest) -> Callable[[int], np.ndarray]:
+    """Each maker of `repeating` in turn."""
+    return REPEATING[request.param]

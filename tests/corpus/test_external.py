@@ -66,41 +66,13 @@ def test_the_order_is_that_of_the_builders_in_memory(symbols, kind, copies, bloc
     assert order.tolist() == suffix_array(tokens, greatest(tokens), "sais").tolist()
 
 
-def runs(n: int) -> np.ndarray:
-    return np.full(n, 7, np.uint16)
-
-
-def periodic(n: int) -> np.ndarray:
-    return np.tile(np.array([3, 1, 2, 1], np.uint16), n // 4)
-
-
-def fibonacci(n: int) -> np.ndarray:
-    a, b = [0], [0, 1]
-    while len(b) < n:
-        a, b = b, b + a
-    return np.array(b[:n], np.uint16)
-
-
-def copied_documents(n: int) -> np.ndarray:
-    text = np.random.default_rng(1).integers(0, 5000, n // 8)
-    return np.concatenate([np.concatenate([[65535], text]) for _ in range(8)]).astype(np.uint16)
-
-
-def mixed(n: int) -> np.ndarray:
-    """Frequent symbols, whose lists have tables, in crowds; and a copy that ends with the text."""
-    rng = np.random.default_rng(2)
-    half = np.concatenate([rng.integers(0, 3, n // 4), np.minimum(rng.zipf(1.3, n // 4), 900)]).astype(np.uint16)
-    return np.concatenate([half, half])
-
-
-@pytest.mark.parametrize("make", [runs, periodic, fibonacci, copied_documents, mixed])
 @pytest.mark.parametrize("blocks", [2, 5])
-def test_repeats_of_every_kind(make: Callable[[int], np.ndarray], blocks: int):
-    tokens = make(30_000)
+def test_repeats_of_every_kind(repeats: Callable[[int], np.ndarray], blocks: int):
+    tokens = repeats(30_000)
     assert np.array_equal(in_blocks(tokens, blocks), suffix_array(tokens, greatest(tokens), "divsufsort"))
 
 
-def test_repeats_cost_no_more_steps(monkeypatch: pytest.MonkeyPatch):
+def test_repeats_cost_no_more_steps(monkeypatch: pytest.MonkeyPatch, repeating):
     """The tail is passed once for every block, whatever the text: the counts in the gaps are as many as its suffixes."""
     passed: list[int] = []
     count = external.count_into_gaps
@@ -110,7 +82,7 @@ def test_repeats_cost_no_more_steps(monkeypatch: pytest.MonkeyPatch):
         count(symbols, greater, filled, *rest)
 
     monkeypatch.setattr(external, "count_into_gaps", spy)
-    for make in (runs, copied_documents):
+    for make in (repeating["runs"], repeating["copied_documents"]):
         passed.clear()
         in_blocks(tokens := make(20_000), 4)
         assert sum(passed) == sum(tokens.size - tokens.size * block // 4 for block in (1, 2, 3))
@@ -200,8 +172,8 @@ class TestIndex:
         for name in ("sa.0", "buckets.0"):
             assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
-    def test_other_blocks_begin_anew(self, tmp_path: Path):
-        tokens = mixed(2000)
+    def test_other_blocks_begin_anew(self, tmp_path: Path, repeating):
+        tokens = repeating["mixed"](2000)
         tokens.tofile(tmp_path / "tokens")
         journal = Journal.create(tmp_path / "journal", {})
         for blocks in (5, 3, 5, 5):  # the second time the files of the first five have been overwritten

@@ -56,30 +56,9 @@ def test_builders_agree_with_the_definition(symbols: list[int], kind: tuple[type
         assert suffix_array(tokens, top, builder).tolist() == expected, builder
 
 
-def runs(n: int) -> np.ndarray:
-    return np.full(n, 7, np.uint16)
-
-
-def periodic(n: int) -> np.ndarray:
-    return np.tile(np.array([3, 1, 2, 1], np.uint16), n // 4)
-
-
-def fibonacci(n: int) -> np.ndarray:
-    a, b = [0], [0, 1]
-    while len(b) < n:
-        a, b = b, b + a
-    return np.array(b[:n], np.uint16)
-
-
-def copies(n: int) -> np.ndarray:
-    text = np.random.default_rng(1).integers(0, 5000, n // 8)
-    return np.concatenate([np.concatenate([[65535], text]) for _ in range(8)]).astype(np.uint16)
-
-
-@pytest.mark.parametrize("make", [runs, periodic, fibonacci, copies])
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_repeats_of_every_kind(make, builder: str) -> None:
-    tokens = make(20_000)
+def test_repeats_of_every_kind(repeats, builder: str) -> None:
+    tokens = repeats(20_000)
     top = int(tokens[tokens < 65535].max())
     assert np.array_equal(suffix_array(tokens, top, builder), by_prefix_doubling(tokens))
 
