@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from palimpsest.corpus import CorpusIndex, Document, InfiniGramFolder, changes
 from palimpsest.corpus import manifest as layout
+from palimpsest.corpus.external import block_memory
+from palimpsest.corpus.memory import SortPlan
 from palimpsest.errors import CorpusError, IndexCorruptError, InputError, StorageError
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -140,6 +142,24 @@ def test_compaction_in_place_leaves_nothing_of_the_deleted(index: CorpusIndex):
     assert all(7 not in np.fromfile(compact.path / f"tokens.{shard}", "u1") for shard in (0, 1))
     assert {path.name for path in compact.path.iterdir()} == {*compact.manifest["files"], "manifest.json"}
     assert left.count([1, 2]) == compact.count([1, 2]) == 3
+
+
+def test_append_and_compact_keep_to_the_memory_that_they_are_given(index: CorpusIndex, tmp_path: Path, monkeypatch):
+    bounds = []
+
+    def planned(builder: str, length: int, top: int, itemsize: int, bound: int | None, begun: int) -> SortPlan:
+        bounds.append(bound)
+        return SortPlan("external", 2, block_memory(-(-length // 2), top))
+
+    monkeypatch.setattr("palimpsest.corpus.build.plan_sort", planned)
+    whole = index.append([[1, 2, 8], [1, 2]], memory="1GB").compact(tmp_path / "compact", memory="2GB")
+    assert bounds == [10**9, 2 * 10**9]
+    assert (whole.manifest["memory"], whole.manifest["shards"][0]["blocks"]) == (2 * 10**9, 2)
+    assert (whole.count([1, 2]), whole.n_documents) == (index.count([1, 2]) + 2, index.n_documents + 2)
+    for refused in (lambda i: i.append([[1]], memory="1MB"), lambda i: i.compact(i.path, memory="1MB")):
+        with pytest.raises(InputError, match="within 1 MB is not possible"):
+            refused(whole)
+    assert CorpusIndex.open(whole.path, verify=True).fingerprint == whole.fingerprint
 
 
 def test_an_index_that_changed_since_is_not_changed_again(index: CorpusIndex):

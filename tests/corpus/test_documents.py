@@ -131,6 +131,18 @@ def test_a_line_without_text_names_the_line(tmp_path: Path, line: bytes, says: s
     refused(tmp_path / "a.jsonl", "line 2", says)
 
 
+def test_few_long_texts_of_a_parquet_file_are_held_at_once(tmp_path: Path, monkeypatch) -> None:
+    texts = ["a" * (1 + number % 5 * 400) for number in range(300)]
+    pl.DataFrame({"text": texts}).write_parquet(tmp_path / "a.parquet", row_group_size=70)
+    monkeypatch.setattr("palimpsest.corpus.documents._ROWS_SIZE", 4000)
+    asked = []
+    scanned = pl.LazyFrame.slice
+    monkeypatch.setattr(pl.LazyFrame, "slice", lambda frame, row, rows: (asked.append((row, rows)), scanned(frame, row, rows))[1])
+    assert [d.text for d in read_documents(tmp_path / "a.parquet")] == texts
+    assert asked[0] == (0, 64)
+    assert max(sum(map(len, texts[row : row + rows])) for row, rows in asked[1:]) < 3 * 4000
+
+
 def test_parquet_without_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"body": ["a"], "n": [1]}).write_parquet(path)

@@ -17,7 +17,7 @@ from palimpsest.cli.index_export import export
 from palimpsest.cli.index_near import near
 from palimpsest.cli.index_next import next_tokens
 from palimpsest.cli.index_passage import Folder, Ids, Passage, as_text, open_index, read_queries
-from palimpsest.cli.options import Json, OwnModel, OwnTokenizer
+from palimpsest.cli.options import Json, Memory, OwnModel, OwnTokenizer
 from palimpsest.cluster import notices_aside
 from palimpsest.errors import InputError, StorageError
 
@@ -43,7 +43,7 @@ def build(
     tokenizer: OwnTokenizer = None,
     model: OwnModel = None,
     shards: Annotated[int, typer.Option(help="Parts that are sorted on their own.")] = 1,
-    memory: Annotated[str | None, typer.Option(help="What the build may take, such as 2GB; by default half of what is free.")] = None,
+    memory: Memory = None,
     engine: Annotated[str, typer.Option(help="Where the work is done: local, or ray (a cluster whose machines all see OUT).")] = "local",
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from palimpsest.cli.index_passage import Folder, open_index
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, Memory
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def delete(
 def append(
     index: Folder,
     corpus: Annotated[Path, typer.Argument(help="A corpus, as for `palimpsest index build`.")],
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Add the documents of CORPUS to the index, in a shard of their own; when interrupted, the same command continues."""
     with progress_bar() as progress:
-        changed = open_index(index).append(corpus, progress=progress)
+        changed = open_index(index).append(corpus, memory=memory, progress=progress)
     show_change(changed, as_json=as_json)
 
 
@@ -47,11 +48,12 @@ def compact(
     index: Folder,
     out: Annotated[Path | None, typer.Option(help="Where to; by default in place.")] = None,
     shards: Annotated[int, typer.Option(help="Parts that are sorted on their own: more need less memory.")] = 1,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Build the index anew from what is left of it; nothing of the deleted documents stays in its files."""
     with progress_bar() as progress:
-        changed = open_index(index).compact(index if out is None else out, shards=shards, progress=progress)
+        changed = open_index(index).compact(index if out is None else out, shards=shards, memory=memory, progress=progress)
     show_change(changed, as_json=as_json)
 
 

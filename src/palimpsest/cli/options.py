@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Memory = Annotated[str | None, typer.Option(help="What the build may take, such as 2GB; by default half of what is free.")]
 OwnTokenizer = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer.json, or a folder or hub id that holds one.")]
 OwnModel = Annotated[str | None, typer.Option("--model", help="The model whose tokenizer is to be used.")]
 Prompt = Annotated[str, typer.Option(help="What the text begins with, or - to read it from the standard input.")]

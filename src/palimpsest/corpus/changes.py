@@ -75,7 +75,7 @@ def delete_documents(index: CorpusIndex, shards: list[Shard], documents: Sequenc
         _publish(index, {**manifest, "generation": generation, "shards": cards})
 
 
-def append_documents(index: CorpusIndex, docs: Docs, progress: Progress) -> None:
+def append_documents(index: CorpusIndex, docs: Docs, memory: int | str | None, progress: Progress) -> None:
     """Adds documents to an index on the disk, as a shard of their own; called as `CorpusIndex.append`.
 
     The shard is built in `<index>.append`; when that was interrupted, the same call continues it. A call that was interrupted after the
@@ -84,7 +84,7 @@ def append_documents(index: CorpusIndex, docs: Docs, progress: Progress) -> None
 
     Args:
         index: the index as it was opened.
-        docs, progress: as in `CorpusIndex.build`; text is encoded by the index's own tokenizer.
+        docs, memory, progress: as in `CorpusIndex.build`; text is encoded by the index's own tokenizer.
 
     Raises:
         CorpusError, InputError: as in `CorpusIndex.build`; the ids must fit the index's token type.
@@ -99,7 +99,17 @@ def append_documents(index: CorpusIndex, docs: Docs, progress: Progress) -> None
                 return
         dtype = manifest["token_dtype"]
         try:
-            build_index(docs, index.tokenizer, part, token_dtype=dtype, shards=1, builder="auto", progress=progress, resume=True)
+            build_index(
+                docs,
+                index.tokenizer,
+                part,
+                token_dtype=dtype,
+                shards=1,
+                builder="auto",
+                memory=memory,
+                progress=progress,
+                resume=True,
+            )
         except WideIdError as error:
             raise InputError(
                 error.problem, "Build the index of all documents anew: the type of its tokens is too narrow for them."
@@ -139,27 +149,39 @@ def _remove_part(part: Path) -> None:
     shutil.rmtree(part)
 
 
-def compact_index(index: CorpusIndex, out: Path, shards: int, progress: Progress) -> None:
+def compact_index(index: CorpusIndex, parts: list[Shard], out: Path, shards: int, memory: int | str | None, progress: Progress) -> None:
     """Builds an index anew from what is left of it; called as `CorpusIndex.compact`.
 
     Args:
-        index: the index as it was opened.
+        index, parts: the index as it was opened, and its parts.
         out: where; its own folder is replaced when the new one is whole.
-        shards, progress: as in `CorpusIndex.build`.
+        shards, memory, progress: as in `CorpusIndex.build`.
 
     Raises:
+        InputError: too little memory.
         StorageError: at its own folder, the index was changed since it was opened, or is being changed; no space or permission.
     """
     dtype = index.manifest["token_dtype"]
     with _changing(index) if out.absolute() == index.path else contextlib.nullcontext():
-        build_index(_left(index), index.tokenizer, out, token_dtype=dtype, shards=shards, builder="auto", progress=progress, resume=True)
+        build_index(
+            _left(parts),
+            index.tokenizer,
+            out,
+            token_dtype=dtype,
+            shards=shards,
+            builder="auto",
+            memory=memory,
+            progress=progress,
+            resume=True,
+        )
 
 
-def _left(index: CorpusIndex) -> Iterator[Document]:
-    """The documents of an index, as ids."""
-    for number in range(index.n_documents):
-        name, metadata = index.document(number)
-        yield Document(name, ids=index.document_ids(number), metadata=metadata)
+def _left(parts: list[Shard]) -> Iterator[Document]:
+    """The documents of an index, as ids that are read from its files when they are needed: one may be larger than the memory."""
+    for shard in parts:
+        for local, (start, after) in enumerate(zip(shard.docs.tolist(), shard.after.tolist(), strict=True)):
+            name, metadata = shard.document(local)
+            yield Document(name, ids=shard.arrays[0][start : after - 1], metadata=metadata)
 
 
 def _numbers(index: CorpusIndex, documents: Sequence[int | str]) -> np.ndarray:

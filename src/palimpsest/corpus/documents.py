@@ -25,7 +25,8 @@ from palimpsest.errors import CorpusError, InputError
 _SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _CHUNK = 1 << 20
 _LONG = 1 << 24  # bytes of a text file from which on it is read in strips
-_ROWS = 8192  # rows of a Parquet file that are held at once
+_FIRST_ROWS, _MOST_ROWS = 64, 8192  # rows of a Parquet file that are held at once: the first, and at most
+_ROWS_SIZE = 1 << 24  # bytes of text that they are to have, as far as those before them tell
 
 
 @dataclass(frozen=True)
@@ -263,15 +264,17 @@ def _read_parquet(path: Path, name: str) -> Iterator[Document]:
         if columns.get("text") != pl.String:
             kind = f"of type {columns['text']}" if "text" in columns else f"missing; there are {', '.join(columns) or 'no columns'}"
             raise CorpusError(f'{path}: the column "text" is {kind}.', 'Name the column with the documents "text"; it must hold strings.')
-        row = 0
+        row, step = 0, _FIRST_ROWS
         while True:
-            rows = frame.slice(row, _ROWS).collect().to_dicts()
-            for record in rows:
+            rows = frame.slice(row, step).collect()
+            size = int(rows["text"].str.len_bytes().sum())
+            for record in rows.iter_rows(named=True):
                 row += 1
                 if record["text"] is None:
                     raise CorpusError(f'{path}, row {row} has no "text".', "Fill or drop the rows without text.")
                 yield _from_record(record, f"{name}:{row}")
-            if len(rows) < _ROWS:
+            if rows.height < step:
                 return
+            step = max(1, min(_MOST_ROWS, 2 * step, step * _ROWS_SIZE // max(size, 1)))
     except pl.exceptions.PolarsError as error:
         raise CorpusError(f"{path} is not a whole Parquet file: {error}.", "Write it again: it may be truncated.") from error

@@ -231,8 +231,10 @@ class CorpusIndex(NextTokenQueries):
         delete_documents(self, self._here("delete"), documents)
         return type(self).open(self.path, self._mode)
 
-    def append(self, docs: Docs, *, progress: Progress | None = None) -> CorpusIndex:
+    def append(self, docs: Docs, *, memory: int | str | None = None, progress: Progress | None = None) -> CorpusIndex:
         """The index with more documents after its own, in a new shard, on the disk as well; see `changes.append_documents`.
+
+        `memory` and `progress` are those of `build`.
 
         Example:
             >>> import pathlib, tempfile
@@ -241,13 +243,17 @@ class CorpusIndex(NextTokenQueries):
             2
         """
         self._here("append")
-        append_documents(self, docs, progress or _quiet)
+        append_documents(self, docs, memory, progress or _quiet)
         return type(self).open(self.path, self._mode)
 
-    def compact(self, out: str | os.PathLike[str], *, shards: int = 1, progress: Progress | None = None) -> CorpusIndex:
-        """The same index built anew at `out`, which may be its own folder: without what deleted documents left, in `shards` parts."""
-        self._here("compact")
-        compact_index(self, Path(out), shards, progress or _quiet)
+    def compact(
+        self, out: str | os.PathLike[str], *, shards: int = 1, memory: int | str | None = None, progress: Progress | None = None
+    ) -> CorpusIndex:
+        """The same index built anew at `out`, which may be its own folder: without what deleted documents left, in `shards` parts.
+
+        `memory` and `progress` are those of `build`.
+        """
+        compact_index(self, self._here("compact"), Path(out), shards, memory, progress or _quiet)
         return type(self).open(out, self._mode)
 
     @cached_property
