@@ -38,13 +38,16 @@ def test_json_holds_every_card():
 def test_filters_keep_what_fits_and_nothing_else():
     assert {card["slug"] for card in listed("--kind", "survey")} == {s.slug for s in SYSTEMS if "survey" in s.kinds}
     assert {card["slug"] for card in listed("--memory", "external")} == {s.slug for s in SYSTEMS if s.memory_kind == "external"}
+    assert {card["slug"] for card in listed("--family", "mixers")} == {s.slug for s in SYSTEMS if s.family == "mixers"}
+    audit = [listed("--family", name) for name in ("audit", "audit-extraction", "audit-probes")]
+    assert len(audit[0]) == len(audit[1]) + len(audit[2]) == 28
     both = listed("--kind", "benchmark", "--memory", "contextual")
     assert {card["slug"] for card in both} == {s.slug for s in SYSTEMS if "benchmark" in s.kinds and s.memory_kind == "contextual"}
     assert sum(len(listed("--state", name)) for name in State) == len(SYSTEMS)
     assert listed("--state", "claim-shown") == listed("--state", "claim shown")
 
 
-@pytest.mark.parametrize("option", ["--state", "--kind", "--memory"])
+@pytest.mark.parametrize("option", ["--state", "--family", "--kind", "--memory"])
 def test_an_unknown_filter_lists_what_is_known(option):
     answer = runner.invoke(app, ["systems", option, "nonsense"])
     assert answer.exit_code == 2

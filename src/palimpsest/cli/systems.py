@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from palimpsest.catalogue import KINDS, SYSTEMS, State, System, claim_result, experiment_file, find, missing, state
+from palimpsest.catalogue import FAMILIES, KINDS, SYSTEMS, State, System, claim_result, experiment_file, find, missing, state
 from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 from palimpsest.taxonomy import MemoryKind
@@ -23,6 +23,9 @@ COLOURS = {State.PLANNED: "dim", State.IMPLEMENTED: "cyan", State.CLAIM_SHOWN: "
 def systems(
     slug: Annotated[str | None, typer.Argument(help="Show one system's card: its slug or number.")] = None,
     wanted_state: Annotated[str | None, typer.Option("--state", help=f"Only systems that are: {', '.join(State)}.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help=f"Only systems of a family: {', '.join(FAMILIES)}, or audit for both of the audit.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help=f"Only systems of a kind: {', '.join(KINDS)}.")] = None,
     memory: Annotated[str | None, typer.Option(help=f"Only systems about a memory that is: {', '.join(MemoryKind)}.")] = None,
     as_json: Json = False,
@@ -36,6 +39,7 @@ def systems(
         system
         for system in SYSTEMS
         if _fits(wanted_state, [states[system.slug]], list(State), "--state")
+        and _fits(family, [system.family, system.family.split("-")[0]], [*FAMILIES, "audit"], "--family")
         and _fits(kind, list(system.kinds), list(KINDS), "--kind")
         and _fits(memory, [system.memory_kind], list(MemoryKind), "--memory")
     ]
