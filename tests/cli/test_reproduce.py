@@ -59,6 +59,18 @@ def test_json_holds_every_run(calls, tmp_path: Path):
     assert value["results"][0]["runs"][0]["checks"][0]["ours"] == pytest.approx(0.8)
 
 
+def test_merge_runs_nothing_and_ends_as_the_whole_would(calls, tmp_path: Path):
+    for seed in "012":
+        runner.invoke(app, ["reproduce", "rome", "--seeds", seed, "--out", str(tmp_path / seed)])
+    calls.clear()
+    sources = [part for seed in "012" for part in ("--merge", str(tmp_path / seed))]
+    answer = runner.invoke(app, ["reproduce", "rome", *sources, "--out", str(tmp_path / "all")])
+    assert answer.exit_code == 1
+    assert calls == []
+    assert "2 of 3" in answer.stdout
+    assert [run["seed"] for run in json.loads((tmp_path / "all" / "rome.cpu.json").read_text())["runs"]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("seeds", ["", "a", "0,,1", "-1", "1.5", "1,1", "0 1"])
 def test_bad_seeds_are_refused_before_anything_runs(calls, tmp_path: Path, seeds):
     answer = runner.invoke(app, ["reproduce", "rome", f"--seeds={seeds}", "--out", str(tmp_path)])

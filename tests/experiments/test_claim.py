@@ -11,7 +11,7 @@ import pytest
 
 from palimpsest.catalogue import SYSTEMS, experiment_file
 from palimpsest.errors import InputError
-from palimpsest.experiments.claim import Check, Claim, available, decides, experiment, reproduce
+from palimpsest.experiments.claim import Check, Claim, available, decides, experiment, merge, reproduce
 from palimpsest.measurement import Curve, Series
 
 
@@ -105,6 +105,44 @@ def test_scales_have_their_own_files(figures, tmp_path: Path):
     reproduce("rome", "smoke", (0,), tmp_path)
     reproduce("rome", "cpu", (0,), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rome.cpu.json", "rome.smoke.json"]
+
+
+def test_seeds_that_ran_side_by_side_are_merged_into_what_one_command_writes(figures, tmp_path: Path):
+    whole = reproduce("rome", "cpu", (0, 1, 2), tmp_path / "whole")
+    for seed in (2, 0, 1):
+        reproduce("rome", "cpu", (seed,), tmp_path / str(seed))
+    result = merge("rome", "cpu", [tmp_path / "2", tmp_path / "1" / "rome.cpu.json", tmp_path / "0"], tmp_path / "merged")
+    seconds = [{**value, "runs": [{**run, "seconds": 0} for run in value["runs"]]} for value in (whole, result)]
+    assert seconds[0] == seconds[1]
+    assert json.loads((tmp_path / "merged" / "rome.cpu.json").read_text()) == result
+
+
+def test_a_merge_keeps_other_seeds_and_replaces_the_same_one(figures, tmp_path: Path):
+    reproduce("rome", "cpu", (0, 1), tmp_path / "out")
+    figures[1] = 0.4
+    reproduce("rome", "cpu", (1,), tmp_path / "again")
+    result = merge("rome", "cpu", [tmp_path / "again"], tmp_path / "out")
+    assert [run["checks"][0]["ours"] for run in result["runs"]] == [0.6, 0.4]
+    assert result["passed"] is False
+
+
+def test_what_does_not_belong_together_is_not_merged(figures, tmp_path: Path, monkeypatch):
+    reproduce("rome", "cpu", (0,), tmp_path / "a")
+    reproduce("rome", "smoke", (1,), tmp_path / "b")
+    before = (tmp_path / "a" / "rome.cpu.json").read_text()
+    other = lambda scale, seed: Claim("rome", "It holds.", [Check("x", 0.7, ">", 0.5)], environment={})  # noqa: E731
+    monkeypatch.setattr(sys.modules["palimpsest.experiments.rome"], "run", other)
+    reproduce("rome", "cpu", (1,), tmp_path / "c")
+    for sources, message in (
+        ([], "no results"),
+        (["nowhere"], "cannot be read"),
+        (["b/rome.smoke.json"], "smoke scale"),
+        (["c"], "seeds 0 and 1"),
+        (["c", "c"], "two of the results"),
+    ):
+        with pytest.raises(InputError, match=message):
+            merge("rome", "cpu", [tmp_path / source for source in sources], tmp_path / "a")
+    assert (tmp_path / "a" / "rome.cpu.json").read_text() == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": 3}', '{"runs": [{}]}'])

@@ -21,9 +21,16 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="smoke (seconds), cpu (minutes on two cores, decides the claim) or gpu.")] = "cpu",
     seeds: Annotated[str, typer.Option(help="Seeds to run, separated by commas.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("results"),
+    merged: Annotated[
+        list[Path] | None,
+        typer.Option("--merge", help="Run nothing: add the runs of this result file, or folder of them, to --out. May be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Check the claims of systems: exit code 1 if one of them fails. A seed that was run before is run again."""
+    """Check the claims of systems: exit code 1 if one of them fails. A seed that was run before is run again.
+
+    Seeds may be run side by side, each with a --out of its own, and be put together with --merge.
+    """
     chosen = [find(slug).slug for slug in slugs]
     numbers = parse_seeds(seeds)
     from palimpsest.experiments import claim  # imports torch: after the arguments are known to be good
@@ -35,6 +42,11 @@ def reproduce(
     results = []
     console, progress = Console(), Console(stderr=True)
     for slug in chosen:
+        if merged:
+            results.append(claim.merge(slug, scale, merged, out))
+            if not as_json:
+                show(console, results[-1], out)
+            continue
         with progress.status(f"{slug} at {scale} scale, seed {numbers[0]} …") as status:
 
             def announce(done: claim.Claim, slug: str = slug, status: Any = status) -> None:

@@ -167,12 +167,7 @@ def reproduce(
         raise InputError("There is no seed to run.", "Give at least one.")
     run = experiment(slug)
     target = out / f"{slug}.{scale}.json" if out else None
-    runs: dict[int, dict[str, Any]] = {}
-    if target and target.is_file():
-        try:
-            runs = {entry["seed"]: entry for entry in json.loads(target.read_text(encoding="utf-8"))["runs"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{target} is not a result file: {error}.", "Remove it and run the same command again.") from error
+    runs = _runs(target) if target and target.is_file() else {}
     result: dict[str, Any] = {}
     for seed in seeds:
         began = time.perf_counter()
@@ -180,16 +175,78 @@ def reproduce(
         claim.seconds = time.perf_counter() - began
         claim.seed, claim.scale = seed, scale
         runs[seed] = claim.to_dict()
-        ordered = [runs[s] for s in sorted(runs)]
-        result = {
-            "slug": slug,
-            "scale": scale,
-            "statement": claim.statement,
-            "passed": all(entry["passed"] for entry in ordered),
-            "runs": ordered,
-        }
+        result = _result(slug, scale, claim.statement, runs)
         if target:
             write_json(target, result)
         if report:
             report(claim)
     return result
+
+
+def merge(slug: str, scale: str, sources: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Adds the runs in other results of the same experiment to `out/<slug>.<scale>.json` and runs nothing: seeds may run side by side.
+
+    A seed that the file already holds is replaced, one that two sources hold is an error.
+
+    Args:
+        slug, scale: as in `reproduce`.
+        sources: result files, or the folders that hold them.
+        out: the folder of results.
+
+    Returns:
+        What `reproduce` returns.
+
+    Raises:
+        InputError: no sources, one that is no result file of this system and scale, a seed in two sources, or runs that are not of one
+            set-up: the statement, the version of the package, or the relations of the checks differ.
+    """
+    if not sources:
+        raise InputError("There are no results to merge.", "Give at least one file or folder.")
+    target = out / f"{slug}.{scale}.json"
+    added: dict[int, dict[str, Any]] = {}
+    for source in sources:
+        file = source / target.name if source.is_dir() else source
+        for seed, entry in _runs(file).items():
+            if (entry.get("slug"), entry.get("scale")) != (slug, scale):
+                raise InputError(
+                    f"{file} holds a run of {entry.get('slug')} at {entry.get('scale')} scale.", f"Give results of {slug} at {scale}."
+                )
+            if seed in added:
+                raise InputError(f"Seed {seed} stands in two of the results.", "Give each seed once.")
+            added[seed] = entry
+    runs = (_runs(target) if target.is_file() else {}) | added
+    first, *others = sorted(runs)
+    for seed in others:
+        if _setup(runs[seed]) != _setup(runs[first]):
+            raise InputError(
+                f"The runs of seeds {first} and {seed} of {slug} are not of one set-up: their statement, version or checks differ.",
+                "Run both with the same code.",
+            )
+    result = _result(slug, scale, runs[first]["statement"], runs)
+    write_json(target, result)
+    return result
+
+
+def _runs(file: Path) -> dict[int, dict[str, Any]]:
+    """The runs of a result file by seed."""
+    try:
+        return {entry["seed"]: entry for entry in json.loads(file.read_text(encoding="utf-8"))["runs"]}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.", "Give a file that `palimpsest reproduce` wrote.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a result file: {error}.", "Remove it and run the same command again.") from error
+
+
+def _setup(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What runs of one set-up share; names and thresholds of checks may hang on the seed, their number and relations do not."""
+    try:
+        checks = [(check["relation"], check["threshold"] is None, check["unit"]) for check in entry["checks"]]
+        return entry["statement"], entry["environment"].get("packages", {}).get("palimpsest-lm"), checks
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"The run of seed {entry['seed']} is not whole: {error!r}.", "Run it again.") from error
+
+
+def _result(slug: str, scale: str, statement: str, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What a result file holds."""
+    ordered = [runs[seed] for seed in sorted(runs)]
+    return {"slug": slug, "scale": scale, "statement": statement, "passed": all(entry["passed"] for entry in ordered), "runs": ordered}
