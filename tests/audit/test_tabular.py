@@ -26,7 +26,7 @@ from palimpsest.audit.tabular_table import Table
 from palimpsest.errors import CapabilityError, ContextOverflowError, InputError
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Scores
-from palimpsest.models.shared_prefix import score_continuations
+from palimpsest.models.shared_prefix import score_choices, score_continuations
 
 
 class Reader(LanguageModel):
@@ -163,6 +163,28 @@ def test_scores_behind_a_shared_prefix_are_those_of_whole_rows(tiny_model, narro
         score_continuations(narrow_door(tiny_model, {"text"}), heads, tails)
     with pytest.raises(InputError, match="1 prefixes and 2"):
         score_continuations(tiny_model, heads[:1], tails)
+
+
+def test_choices_behind_prompts_that_begin_alike_are_those_of_whole_rows(tiny_model, narrow_door):
+    rng = np.random.default_rng(1)
+    head = rng.integers(2, 320, 25).tolist()
+    groups = [[[*head, *rng.integers(2, 320, size)] for size in (4, 1, 7)], [head, [3, 4]], [head]]  # the second has nothing in common
+    choices = [[rng.integers(2, 320, 3).tolist() for _ in group] for group in groups]
+    choices[0][2][1] = int(tiny_model.generate([groups[0][2]], 1, stop_at_eos=False)[0][0][0])
+    for case in (groups, groups[:1]):
+        short = score_choices(tiny_model, case, choices[: len(case)])
+        whole = score_choices(narrow_door(tiny_model, {"logprobs"}), case, choices[: len(case)])
+        for (logprobs, hits), (expected, likeliest), group in zip(short, whole, case, strict=True):
+            assert logprobs.shape == (len(group), 3)
+            np.testing.assert_allclose(logprobs, expected, atol=1e-4)
+            np.testing.assert_array_equal(hits, likeliest)
+        assert short[0][1][2].tolist() == [False, True, False]
+    with pytest.raises(ContextOverflowError, match="Prompt 0"):
+        score_choices(tiny_model, [[[5] * 200]], [[[1]]])
+    with pytest.raises(InputError, match="1 groups of prompts and 2"):
+        score_choices(tiny_model, groups[:1], choices[:2])
+    with pytest.raises(CapabilityError, match="logprobs"):
+        score_choices(narrow_door(tiny_model, {"text"}), groups, choices)
 
 
 def test_shuffled_files_make_the_order_test_uniform(tiny_model):

