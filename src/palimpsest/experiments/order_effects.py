@@ -131,8 +131,8 @@ def run(scale: str, seed: int) -> Claim:
     notes = [
         f"{len(estimator.start)} parameters, {config.batches} batches, learning rate {config.lr:g} after {config.warmup} steps of warm-up.",
         "Correlations that are missing have a constant side.",
-        "With Adam's β1 = .9 the last batch moves the parameters by a tenth of its gradient, the first by nearly all: where the retrained runs "
-        "say that last is not remembered better, that is why. With β1 = 0 (seed 100) it was, for 3 of 3 batches.",
+        "With Adam's β1 = .9 the last batch moves the parameters by a tenth of its gradient, the first by nearly all: where the retrained "
+        "runs say that last is not remembered better, that is why. With β1 = 0 (seed 100) it was, for 3 of 3 batches.",
     ]
     return Claim("order-effects", STATEMENT, checks, rows + placed, seed, scale, notes, _curves(rows, placed))
 
