@@ -5,17 +5,19 @@ Pink et al. 2024, arXiv 2410.08133, L_E = 250 and L_S = 20 words. Checked:
 * the harness: a reader of the excerpt is always right, on shuffled excerpts in 45 to 55 % of 400 trials, and one who always says A in
   exactly half (of 400 throws of a fair coin 4.6 % lie outside that band, so one run in twenty fails there by chance alone);
 * SmolLM2-135M-Instruct on 100 trials of the benchmark's own books ($PALIMPSEST_DATA/booksort-gutenberg; without them, of the shipped
-  novels' held-out chapters): debiased accuracy in context less that from memory is above 0; McNemar's p is reported.
+  novels' held-out chapters): debiased accuracy in context less that from memory is above 0; McNemar's p is reported;
+* a small model that was trained on the task (`book_sort_lab`): it recites at least 90 % of 40 sequences, tells the order of segments of
+  fresh sequences in its context in at least 85 % of trials, and that of the recited ones from memory in at most 65 %.
 
-The thresholds are those of the specification, written down before any run. Its third part, a model trained on the task with 40 recited
-sequences, is not here; a model of 135 million parameters may be at chance in context, and then the second check fails. The prompt is the
-first of `PROMPTS` and was chosen on nothing.
+The thresholds are those of the specification, written down before any run. A model of 135 million parameters may be at chance in context,
+and then the second part fails; the prompt is the first of `PROMPTS` and was chosen on nothing.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from palimpsest.evaluation.order_recall import measure_order
 from palimpsest.evaluation.order_trials import OrderTrial, build_trials
+from palimpsest.experiments.book_sort_lab import SortLabConfig, laboratory
 from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.planted_texts import base_text, train_tokenizer
 from palimpsest.measurement import Measurement
@@ -37,6 +40,7 @@ STATEMENT = (
 MODEL = "smollm2-135m"
 EXCERPT, SEGMENT = 250, 20
 HARNESS, TRIALS = 400, 100
+CPU, SMOKE = SortLabConfig(), SortLabConfig(recited=4, steps=2, width=16, layers=1, heads=2, trials=40)
 
 
 class OrderReader(LanguageModel):
@@ -75,11 +79,12 @@ class OrderReader(LanguageModel):
 
 
 def run(scale: str, seed: int) -> Claim:
-    """Builds the trials, asks the scripted readers and the model (fetched when it is not at hand).
+    """Builds the trials, asks the scripted readers, the laboratory and the model (both made or fetched at first use).
 
     Args:
-        scale: "smoke": the scripted readers alone on 80 trials, their accuracy on shuffled excerpts only reported; "cpu".
-        seed: of the trials.
+        scale: "smoke": the scripted readers on 80 trials, their accuracy on shuffled excerpts only reported, and a laboratory that has
+            learnt next to nothing; "cpu".
+        seed: of the trials and of the laboratory.
 
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
@@ -89,11 +94,12 @@ def run(scale: str, seed: int) -> Claim:
     harness = build_trials(texts, EXCERPT, SEGMENT, HARNESS if full else 80, seed=seed)
     checks = harness_checks(train_tokenizer(1024), harness, held=full)
     notes = [f"Trials from {len({trial.book for trial in harness})} books: {source}."]
-    rows: list[dict[str, Any]] = []
+    held, rows = laboratory(replace(CPU if full else SMOKE, seed=seed))
+    checks += held if full else [replace(check, threshold=None) for check in held]
     if full:
         measured = measure_order(load_model(MODEL), build_trials(texts, EXCERPT, SEGMENT, TRIALS, seed=seed + 1000), seed=seed)
         checks += model_checks(measured)
-        rows = measured.summary["conditions"]
+        rows = [*measured.summary["conditions"], *rows]
         notes.append(f"McNemar, from memory against in context: {measured.summary['comparisons'][0]}.")
     return Claim("book-sort", STATEMENT, checks, rows, seed, scale, notes)
 
