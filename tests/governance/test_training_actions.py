@@ -15,12 +15,9 @@ from palimpsest.errors import InputError
 from palimpsest.governance.actions.decoder import down_projections, feed, logits_of
 from palimpsest.governance.actions.overrides import GuardRule, Joint
 from palimpsest.governance.actions.training import (
-    Example,
-    ExampleBatches,
     FullUpdate,
     LoraUpdate,
     general_examples,
-    packed,
     value_examples,
 )
 from palimpsest.governance.actions.unlearn import (
@@ -35,6 +32,7 @@ from palimpsest.governance.actions.unlearn import (
 )
 from palimpsest.governance.items import ChangeRequest, FactChange, Kind
 from palimpsest.governance.mediation import untouched
+from palimpsest.training.examples import Example, ExampleBatches, packed
 from palimpsest.training.loop import TrainConfig
 
 FACTS = tuple(FactChange(name, "home", f"{name} lives in", "Rome", "Paris", cues=(f"The home of {name} is",)) for name in ("Ada", "Bo"))

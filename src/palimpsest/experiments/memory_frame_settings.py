@@ -35,8 +35,8 @@ from palimpsest.experiments.canaries import one_thread
 from palimpsest.experiments.claim import Check
 from palimpsest.experiments.memory_frame_governor import Part
 from palimpsest.experiments.memory_frame_world import RELATIONS, WORDINGS, LabWorld
-from palimpsest.governance.actions.training import Example
 from palimpsest.models.hf import HFModel
+from palimpsest.training.examples import Example
 
 CHANGED = 0.2  # share of the asked facts
 ASKED, WRITTEN = 0, 1  # the wordings of questions and of documents

@@ -24,10 +24,10 @@ from palimpsest.corpus.facts import Fact
 from palimpsest.corpus.factworld import FactWorld
 from palimpsest.experiments.canaries import one_thread
 from palimpsest.files import atomic_path, cache_dir, sha256_json
-from palimpsest.governance.actions.training import Example, ExampleBatches
 from palimpsest.governance.system import System
 from palimpsest.models.hf import HFModel
 from palimpsest.tokenizer import Tokenizer
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig, Trainer
 
 VERSION = 1  # part of every hash: raise it when the same configuration would give other weights

@@ -29,11 +29,12 @@ import torch.nn.functional as F
 from palimpsest.errors import InputError
 from palimpsest.governance.actions.base import Action, Cost, Handle, keep_weights
 from palimpsest.governance.actions.decoder import captured_states, down_projections, require_layers
-from palimpsest.governance.actions.training import TUNED, ExampleBatches, general_examples, packed, pad_id_of, training, value_examples
+from palimpsest.governance.actions.training import TUNED, general_examples, pad_id_of, training, value_examples
 from palimpsest.governance.items import ChangeRequest
 from palimpsest.governance.system import System
 from palimpsest.taxonomy import Quadruple
 from palimpsest.training.batch import IGNORE, PackedBatch
+from palimpsest.training.examples import ExampleBatches, packed
 from palimpsest.training.loop import TrainConfig, Trainer
 
 METHODS = ("ga", "graddiff", "npo", "rmu")
