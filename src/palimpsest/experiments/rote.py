@@ -88,11 +88,10 @@ class Laboratory:
         names = self.world.entities["person"]
         order = np.random.default_rng((seed, 5)).permutation(len(names)).tolist()
         self.known, self.new = ([names[i] for i in order[a:b]] for a, b in ((0, config.known), (config.known, config.known + config.new)))
-        facts = [self._fact(name, relation) for relation in RELATIONS for name in (*self.known, *self.new)]
-        texts = [self.world.sentence(fact, wording) for fact in facts for wording in range(10)]
+        wordings = [self.prompt(relation, wording).replace("{s}", " ") for relation in RELATIONS for wording in range(10)]
         kinds = {self.world.relations[relation].object_kind for relation in RELATIONS}
         things = [name for kind in sorted(kinds) for name in self.world.entities[kind]]
-        self.tokenizer = word_tokenizer([*texts, KEY], [*names, *things], punctuation=False)
+        self.tokenizer = word_tokenizer([*wordings, KEY], [*names, *things])
 
     def _fact(self, name: str, relation: str) -> Fact:
         found = self.world.value(name, relation)
