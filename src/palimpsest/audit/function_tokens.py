@@ -36,10 +36,10 @@ from palimpsest.stats import Interval
 from palimpsest.tokenizer import Tokenizer
 
 _WORDS = (
-    "a an the this that these those and or but nor so yet for as if than because while though of in on at by to from with without into onto",
-    "upon over under between among through during before after above below against about is are was were be been being am do does did have",
-    "has had will would shall should can could may might must not no i you he she it we they me him her us them my your his its our their",
-    "who whom whose which what when where why how there here",
+    "a an the this that these those and or but nor so yet for as if than because while though of in on at by to from with without into",
+    "onto upon over under between among through during before after above below against about is are was were be been being am do does",
+    "did have has had will would shall should can could may might must not no i you he she it we they me him her us them my your his its",
+    "our their who whom whose which what when where why how there here",
 )
 ENGLISH = frozenset(word for line in _WORDS for word in line.split())
 

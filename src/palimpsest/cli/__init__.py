@@ -34,6 +34,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "trace": ("palimpsest.cli.trace", "trace", "What of a text stands word for word in a corpus, and in which documents."),
     "contrast": ("palimpsest.cli.contrast", "contrast", "How the clozes that a model has memorized differ from those it has not."),
     "vocabulary": ("palimpsest.cli.vocabulary", "vocabulary", "How much more is memorized of texts when the vocabulary is larger."),
+    "function-tokens": (
+        "palimpsest.cli.function_tokens",
+        "function_tokens",
+        "Which tokens activate a model's features, and where its loss is.",
+    ),
     "traps": ("palimpsest.cli.traps", "app", "Make copyright traps, plant them in documents, ask a model whether it knows them."),
     "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
