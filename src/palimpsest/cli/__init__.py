@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "function_tokens",
         "Which tokens activate a model's features, and where its loss is.",
     ),
+    "memory-tokens": ("palimpsest.cli.memory_tokens", "app", "Write texts into input vectors of a frozen model and read them back."),
     "traps": ("palimpsest.cli.traps", "app", "Make copyright traps, plant them in documents, ask a model whether it knows them."),
     "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
