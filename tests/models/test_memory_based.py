@@ -134,6 +134,23 @@ def test_votes_and_winners_are_those_of_a_scan(docs, contexts, n, k):
             assert sorted((near.document, near.offset) for near in told) == sorted(place for _, _, place in voters)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("n", [1, 4, 7])
+@pytest.mark.parametrize("options", [{}, {"k": 2}, {"k": 3, "weights": "none"}, {"decay": "inverse"}, {"weights": "ig"}])
+def test_winners_are_those_of_the_votes(algorithm, n, options):
+    if algorithm == "igtree":
+        options = {name: value for name, value in options.items() if name == "weights"}
+    rng = np.random.default_rng(7)
+    docs = [rng.zipf(1.5, size).clip(max=60) for size in rng.integers(1, 90, size=60)]
+    asked = [rng.zipf(1.5, size).clip(max=63) for size in rng.integers(0, n + 3, size=400)] + [doc[:5] for doc in docs]
+    whole = MemoryBasedLM(n, algorithm, **options).fit(docs)
+    for model, parts in ((whole, 1), (whole.remembering(docs[:7]), 2)):
+        assert len(model.memory.parts) == parts
+        codes = model.memory.encode(asked)
+        ballot = model._voting.vote(codes, *model.memory.descend(codes))
+        np.testing.assert_array_equal(model.predict(asked), model.memory.ids[ballot.winner])
+
+
 @settings(max_examples=40)
 @given(documents, queries, st.integers(0, 3), st.sampled_from(ALGORITHMS))
 def test_probabilities_are_those_of_the_recursion(docs, contexts, n, algorithm):

@@ -72,6 +72,11 @@ class Memory:
         """The features 1 … n in the order of their weights, of equal ones the nearer first."""
         return np.argsort(-self._weights, kind="stable") + 1
 
+    @property
+    def ordered_weights(self) -> np.ndarray:
+        """The weights in the order of `features`."""
+        return self.weights[self.features - 1]
+
     def learn(self, rows: list[np.ndarray], names: Iterable[str], *, overlay: bool = False) -> None:
         """Stores documents, rows of ids, in addition.
 
@@ -260,13 +265,13 @@ class Memory:
         return np.sum(found, axis=0)
 
     def nearest(
-        self, contexts: np.ndarray, nodes: list[Nodes], fixed: np.ndarray, bound: np.ndarray, rings: int
+        self, contexts: np.ndarray, nodes: list[Nodes], fixed: np.ndarray, bound: np.ndarray, differs: bool, rings: int
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The instances at the `rings` smallest distinct distances, index by index: see `_neighbours.nearest`."""
         rows = np.arange(fixed.size)
-        weights = self._weights[self.features - 1]
+        weights = self.ordered_weights
         found = [
-            part.nearest(contexts, fixed, (lo[rows, fixed], hi[rows, fixed]), bound, weights, rings)
+            part.nearest(contexts, fixed, (lo[rows, fixed], hi[rows, fixed]), bound, weights, differs, rings)
             for part, (lo, hi) in zip(self.parts, nodes, strict=True)
         ]
         if len(found) == 1:

@@ -28,6 +28,8 @@ DECAYS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = 
 
 Members = tuple[np.ndarray, np.ndarray, np.ndarray]  # of one index: offsets, places int64, distances float64
 
+BLOCK = 1024  # contexts whose voters are listed at once
+
 
 @dataclass
 class Ballot:
@@ -86,37 +88,67 @@ class Voting:
         return ballot
 
     def winners(self, codes: np.ndarray) -> np.ndarray:
-        """The codes that win after the contexts: int64 (Q,). For igtree mostly without counting, for the winners of nodes are stored."""
+        """The codes that win after the contexts: int64 (Q,).
+
+        Mostly without a list of the voters. Where they are the instances of one node, its winner is stored: for igtree, for contexts of
+        which all is known, and for tribl2 also where only the last feature is missing, for then all of the node is equally far.
+        """
         nodes, sizes = self.memory.descend(codes)
-        if self.algorithm != "igtree":
-            return self.vote(codes, nodes, sizes, ascending=False).winner
         depth = deepest(sizes)
+        winner = np.full(depth.size, UNKNOWN)
+        stored = depth >= {"igtree": 0, "tribl2": self.memory.n - 1, "ib1": self.memory.n}[self.algorithm]
+        if self.algorithm == "ib1" and (self.k > 1 or not self._all_weigh):
+            stored[:] = False
+        rows = np.flatnonzero(stored)
+        winner[rows] = self._stored_winners(_rows(nodes, rows), sizes[rows], depth[rows])
+        winner[_blank(codes) | (stored & (depth == 0))] = self.memory.most_frequent
+        if self.algorithm != "ib1":
+            rows = rows[winner[rows] == UNKNOWN]
+            if rows.size:
+                winner[rows], _ = self._elect(self.memory.votes(_rows(nodes, rows), depth[rows]))
+        rows = np.flatnonzero(winner == UNKNOWN)
+        if rows.size and self.decay == "none" and len(self.memory.parts) == 1:
+            fixed, bound = self._reach(depth[rows], self.k)
+            lo, hi = nodes[0]
+            ends = lo[rows, fixed], hi[rows, fixed]
+            asked = (codes[rows], fixed, ends, bound, self.memory.ordered_weights, self.algorithm == "tribl2", self.k, self.memory.ids)
+            winner[rows] = self.memory.parts[0].elect_nearest(*asked)
+        else:
+            for part in (rows[begin : begin + BLOCK] for begin in range(0, rows.size, BLOCK)):
+                winner[part] = self.vote(codes[part], _rows(nodes, part), sizes[part], ascending=False).winner
+        return winner
+
+    def _stored_winners(self, nodes: list[Nodes], sizes: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """The code that is most frequent in each context's deepest node (Q,), `UNKNOWN` for a tie and where several indexes have some."""
         rows = np.arange(depth.size)
         winner = np.full(depth.size, UNKNOWN)
         for part, (lo, hi) in zip(self.memory.parts, nodes, strict=True):
             alone = hi[rows, depth] - lo[rows, depth] == sizes[rows, depth]  # no other index has instances of this node
             winner[alone] = part.summaries((lo[alone], hi[alone]), depth[alone])[0]
-        winner[depth == 0] = self.memory.most_frequent
-        open_ = np.flatnonzero(winner == UNKNOWN)
-        if open_.size:
-            winner[open_], _ = self._elect(self.memory.votes(_rows(nodes, open_), depth[open_]))
         return winner
 
     def neighbours(self, codes: np.ndarray, nodes: list[Nodes], sizes: np.ndarray, rings: int) -> list[Members]:
         """The voters themselves, index by index; `rings` distinct distances of them for ib1 and tribl2."""
         depth = deepest(sizes)
-        rest = self._rest
         if self.algorithm == "igtree":
-            return self.memory.instances(nodes, depth, rest[depth])
+            return self.memory.instances(nodes, depth, self._rest[depth])
+        return self.memory.nearest(codes, nodes, *self._reach(depth, rings), self.algorithm == "tribl2", rings)
+
+    def _reach(self, depth: np.ndarray, rings: int) -> tuple[np.ndarray, np.ndarray]:
+        """How many leading features the `rings` nearest have for certain, and a distance within which they lie: both (Q,)."""
         fixed = depth
         if self.algorithm == "ib1":  # where every feature weighs something, nothing is as near as a full match
-            fixed = np.where((depth == self.memory.n) & (rings == 1) & bool(np.all(self.memory.weights > 0)), depth, 0)
-        return self.memory.nearest(codes, nodes, fixed, rest[depth] if rings == 1 else np.full(depth.size, np.inf), rings)
+            fixed = np.where((depth == self.memory.n) & (rings == 1) & self._all_weigh, depth, 0)
+        return fixed, self._rest[depth] if rings == 1 else np.full(depth.size, np.inf)
+
+    @property
+    def _all_weigh(self) -> bool:
+        return bool(np.all(self.memory.weights > 0))
 
     @property
     def _rest(self) -> np.ndarray:
         """float64 (n + 1,): entry j is the distance of a context of which just the first j features agree."""
-        weights = self.memory.weights[self.memory.features - 1]
+        weights = self.memory.ordered_weights
         return np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
 
     def _elect(self, votes: Votes) -> tuple[np.ndarray, np.ndarray]:

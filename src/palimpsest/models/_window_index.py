@@ -25,7 +25,7 @@ import numpy as np
 
 from palimpsest.corpus.search import in_threads
 from palimpsest.models import _window_kernels as kernels
-from palimpsest.models._neighbours import nearest
+from palimpsest.models._neighbours import elect_nearest, nearest
 from palimpsest.models._ragged import Votes, count_stretches
 
 BEGINNING, UNKNOWN = -2, -1  # in a context: before the document; a token that no document holds
@@ -166,11 +166,32 @@ class WindowIndex:
         nodes: tuple[np.ndarray, np.ndarray],
         bound: np.ndarray,
         weights: np.ndarray,
+        differs: bool,
         rings: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The instances at the `rings` smallest distinct distances: see `_neighbours.nearest`. `nodes` are (Q,) each."""
-        arrays = (self.tokens, self.order, self.features, self.occurrences, self.class_starts, self.separators, self.pad)
-        return nearest(*arrays, weights, self._own(contexts), fixed, *nodes, bound, rings)
+        return nearest(*self._searched, weights, self._own(contexts), fixed, *nodes, bound, differs, rings)
+
+    def elect_nearest(
+        self,
+        contexts: np.ndarray,
+        fixed: np.ndarray,
+        nodes: tuple[np.ndarray, np.ndarray],
+        bound: np.ndarray,
+        weights: np.ndarray,
+        differs: bool,
+        rings: int,
+        ids: np.ndarray,
+    ) -> np.ndarray:
+        """The class that wins among these instances, int64 (Q,): see `_neighbours.elect_nearest`."""
+        winner = np.empty(len(contexts), np.int64)
+        asked = (weights, self._own(contexts), fixed, *nodes, bound, differs, rings, self.frequency, ids, winner)
+        in_threads(elect_nearest, (*self._searched, *asked), winner.size)
+        return winner
+
+    @property
+    def _searched(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+        return self.tokens, self.order, self.features, self.occurrences, self.class_starts, self.separators, self.pad
 
     def _own(self, contexts: np.ndarray) -> np.ndarray:
         return np.where(contexts == BEGINNING, self.pad, contexts)

@@ -43,7 +43,7 @@ from palimpsest.models import _ragged as ragged
 from palimpsest.models._explanation import Neighbour, explain
 from palimpsest.models._memory import Contexts, Memory
 from palimpsest.models._ragged import Votes
-from palimpsest.models._voting import DECAYS, Voting, deepest
+from palimpsest.models._voting import BLOCK, DECAYS, Voting, deepest
 from palimpsest.models._window_index import Nodes
 from palimpsest.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ CHOICES = {
     "backoff": ("interpolate", "stop"),
 }
 MAX_FEATURES = 255
-BLOCK = 1024  # contexts whose neighbours are held at once
+WINNERS = 64 * BLOCK  # contexts whose winners are sought at once
 DENSE = 1 << 24  # the largest vocabulary of which whole rows of probabilities are made
 
 
@@ -209,7 +209,7 @@ class MemoryBasedLM:
             contexts: rows of ids, oldest first, of which the last n count; a shorter row begins a document.
         """
         codes = self.memory.encode(contexts)
-        return self.memory.ids[_joined([self._voting.winners(codes[part]) for part in self._blocks(codes)], np.int64)].astype(np.int64)
+        return self._winners(codes)
 
     def distribution(self, contexts: Contexts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The votes after every context.
@@ -243,8 +243,9 @@ class MemoryBasedLM:
         With `backoff="stop"` a token without a vote has −inf.
         """
         codes, classes = self.memory.windows(ids)
+        parts = _parts(len(codes), WINNERS if self.algorithm == "igtree" else BLOCK)  # igtree holds no neighbours
         with np.errstate(divide="ignore"):
-            return np.log(_joined([self._targets(codes[part], classes[part]) for part in self._blocks(codes)], np.float64))
+            return np.log(_joined([self._targets(codes[part], classes[part]) for part in parts], np.float64))
 
     def evaluate(self, docs: Docs) -> dict[str, float]:
         """How well the model foretells documents that it has or has not learnt.
@@ -259,9 +260,7 @@ class MemoryBasedLM:
         hits, total, zero, deep, loss = 0, 0, 0, 0, 0.0
         for row, _ in self._rows(docs):
             codes, _ = self.memory.windows(row)
-            hits += int(
-                np.count_nonzero(self.memory.ids[_joined([self._voting.winners(codes[p]) for p in self._blocks(codes)], np.int64)] == row)
-            )
+            hits += int(np.count_nonzero(self._winners(codes) == row))
             logprobs = self.logprobs(row)
             zero += int(np.count_nonzero(np.isneginf(logprobs)))
             loss -= float(logprobs.sum())
@@ -285,9 +284,10 @@ class MemoryBasedLM:
     def _voting(self) -> Voting:
         return Voting(self.memory, self.algorithm, self.k, self.decay)
 
-    def _blocks(self, codes: np.ndarray) -> list[slice]:
-        """Blocks of contexts; igtree holds no neighbours, so its blocks are long."""
-        return _parts(len(codes), 64 * BLOCK if self.algorithm == "igtree" else BLOCK)
+    def _winners(self, codes: np.ndarray) -> np.ndarray:
+        """The ids that win after the contexts: int64 (Q,)."""
+        found = [self._voting.winners(codes[part]) for part in _parts(len(codes), WINNERS)]
+        return self.memory.ids[_joined(found, np.int64)].astype(np.int64)
 
     def _targets(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """The probability (Q,) of one class (Q,) after every context."""
