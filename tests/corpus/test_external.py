@@ -227,10 +227,16 @@ class TestBound:
 
     def test_the_memory_decides(self):
         n = 100_000_000
+        assert plan_sort("auto", n, 50_000, 2, 3 * 10**9).builder == "two-stage"
         assert plan_sort("auto", n, 50_000, 2, 2 * 10**9).builder == "divsufsort"
         plan = plan_sort("auto", n, 50_000, 2, 10**9)
         assert (plan.builder, plan.blocks) == ("external", 2)
         assert plan.memory <= 10**9 - RESERVED
+        assert plan.lean  # two blocks in the order of the quick builder would not fit
+        quick = plan_sort("external", n, 50_000, 2, 10**9, begun=5)
+        assert (quick.blocks, quick.lean) == (5, False)
+        assert plan.memory < quick.memory * 5 // 2
+        assert quick.memory <= 10**9 - RESERVED
         with pytest.raises(InputError, match="1,000 MB") as caught:
             plan_sort("sais", n, 50_000, 2, 10**9)
         assert "external" in caught.value.remedy

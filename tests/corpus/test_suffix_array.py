@@ -1,4 +1,4 @@
-"""Both builders against the definition and against prefix doubling."""
+"""All builders against the definition and against prefix doubling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from palimpsest.corpus.suffix_array import MAX_TOKENS, choose_builder, suffix_array
 from palimpsest.errors import InputError
 
-BUILDERS = ("divsufsort", "sais")
+BUILDERS = ("two-stage", "divsufsort", "sais")
 
 
 def by_definition(tokens: np.ndarray) -> list[int]:
@@ -79,8 +79,10 @@ def test_one_token_and_none() -> None:
 
 def test_the_choice_of_a_builder() -> None:
     assert choose_builder("auto", 1_000_000, 50_000) == "divsufsort"
-    assert choose_builder("auto", 1 << 30, 50_000) == "sais"  # 2³¹ bytes no longer fit
-    assert choose_builder("auto", 1 << 30, 200) == "divsufsort"
+    assert choose_builder("auto", 1 << 20, 50_000) == choose_builder("auto", MAX_TOKENS, 50_000) == "two-stage"
+    assert choose_builder("auto", 1 << 20, 50_000, lean=True) == "divsufsort"
+    assert choose_builder("auto", 1 << 30, 50_000, lean=True) == "sais"  # 2³¹ bytes no longer fit
+    assert choose_builder("auto", 1 << 30, 200, lean=True) == "divsufsort"
     assert choose_builder("sais", 10, 5) == "sais"
     assert choose_builder("external", 1 << 30, 50_000) == "external"
     with pytest.raises(InputError, match="'external' sorts nothing in memory"):

@@ -147,24 +147,26 @@ def _sort_here(
     progress: Progress,
 ) -> Iterator[int]:
     """Sorts the shards `waiting` in threads of this process; yields each when it is in its place and in the journal."""
+    at_once = _at_once(plans, bound)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
 
     def sort(shard: int) -> int:
         if plans[shard].blocks:
-            journal.append(_sort_in_blocks(folder, journal, shard, dtype, top, plans[shard].blocks, progress))
+            journal.append(_sort_in_blocks(folder, journal, shard, dtype, top, plans[shard], threads, progress))
         else:
-            journal.append(sort_shard(folder, folder, shard, dtype, top, plans[shard].builder))
+            journal.append(sort_shard(folder, folder, shard, dtype, top, plans[shard].builder, threads))
         return shard
 
-    with ThreadPoolExecutor(_at_once(plans, bound)) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         for task in as_completed([pool.submit(sort, shard) for shard in waiting]):
             yield task.result()
 
 
-def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int, builder: str) -> dict[str, Any]:
+def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int, builder: str, threads: int = 1) -> dict[str, Any]:
     """Writes the suffix array and the buckets of a shard of `folder` into `target`; returns what the journal is to say of them."""
     tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
     require_space(target, 4 * tokens.size)
-    sa = suffix_array(tokens, top, builder)
+    sa = suffix_array(tokens, top, builder, threads)
     tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
     firsts, starts = branches(tokens, sa, 0, sa.size, 0)
     if not target.is_dir():  # of a run on a cluster that was over before this attempt: nothing may appear in its place
@@ -175,12 +177,13 @@ def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int
 
 
 def _sort_in_blocks(
-    folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, blocks: int, progress: Progress
+    folder: Path, journal: Journal, shard: int, dtype: np.dtype, top: int, plan: SortPlan, threads: int, progress: Progress
 ) -> dict[str, Any]:
     """The same for a shard larger than the memory."""
-    length = journal.require("shard", shard)["length"]
+    length, blocks = journal.require("shard", shard)["length"], plan.blocks
     require_space(folder, 4 * length + block_space(length))
-    sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, folder.with_name(f"blocks.{shard}"), journal, shard)
+    kept = folder.with_name(f"blocks.{shard}")
+    sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, kept, journal, shard, plan.lean, threads)
     sort.sort_blocks(lambda done, total: progress(f"sort shard {shard}, block", done, total))
     write_pieces(folder / f"sa.{shard}", sort.merged())
     values, counts = _token_counts(read_strips(folder / f"tokens.{shard}", dtype, 0, length), dtype)

@@ -53,16 +53,16 @@ _AROUND = 48 << 20  # bytes for strips and buffers
 _LEAST_BLOCK = 1 << 20  # tokens: with less, the passes over the tail would never end
 
 
-def block_memory(length: int, top: int) -> int:
-    """Bytes that sorting a block of `length` tokens takes at most, what is held around it included; `top` as in `suffix_array`."""
+def block_memory(length: int, top: int, lean: bool = True) -> int:
+    """Bytes that sorting a block of `length` tokens takes at most, what is held around it included; `top`, `lean`: see `suffix_array`."""
     if top + 3 < _TABLE:
         width = DTYPES[dtype_name(top + 3)].itemsize
-        return max(_sorting(length, top + 3, width), length * (2 * width + 9)) + 24 * (top + 4) + _AROUND
-    return max(_sorting(length, 2 * length + 3, 4), length * 52) + _AROUND
+        return max(_sorting(length, top + 3, width, lean), length * (2 * width + 9)) + 24 * (top + 4) + _AROUND
+    return max(_sorting(length, 2 * length + 3, 4, lean), length * 52) + _AROUND
 
 
-def _sorting(length: int, top: int, width: int) -> int:
-    return sorting_memory(choose_builder("auto", length, top), length, top, width)
+def _sorting(length: int, top: int, width: int, lean: bool) -> int:
+    return sorting_memory(choose_builder("auto", length, top, lean), length, top, width)
 
 
 def count_blocks(length: int, top: int, memory: int) -> int:
@@ -99,6 +99,8 @@ class BlockSort:
         blocks: how many blocks, of nearly equal length; at most `length`.
         folder: where the blocks are kept until they are merged.
         journal, shard: finished blocks are noted there, as those of this shard.
+        lean: whether blocks are sorted by the builder that takes the least memory.
+        threads: how many may compute at once while a block is sorted.
 
     Example:
         >>> sort = BlockSort(path, np.dtype("<u2"), length, top, blocks, folder, journal, shard)   # doctest: +SKIP
@@ -107,11 +109,22 @@ class BlockSort:
     """
 
     def __init__(
-        self, tokens: Path, dtype: np.dtype, length: int, top: int, blocks: int, folder: Path, journal: Journal, shard: int
+        self,
+        tokens: Path,
+        dtype: np.dtype,
+        length: int,
+        top: int,
+        blocks: int,
+        folder: Path,
+        journal: Journal,
+        shard: int,
+        lean: bool = True,
+        threads: int = 1,
     ) -> None:
         self._tokens, self._dtype, self._length, self._top = tokens, dtype, length, top
         self._borders = [length * block // blocks for block in range(blocks + 1)]
         self._folder, self._journal = folder, journal
+        self._lean, self._threads = lean, threads
         self._stage = {"stage": "block", "shard": shard, "blocks": blocks}
 
     def sort_blocks(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -176,7 +189,7 @@ class BlockSort:
             close_block(text, greater, closed)
             text = closed
             del closed, greater
-        order = suffix_array(text, top, choose_builder("auto", text.size, top))
+        order = suffix_array(text, top, choose_builder("auto", text.size, top, self._lean), self._threads)
         del text
         self._write(f"order.{block}", [order])
         del order

@@ -110,8 +110,8 @@ class CorpusIndex(NextTokenQueries):
             out: the index folder.
             token_dtype: "u8", "u16", "u32", or "auto" for the narrowest that holds the ids and a separator.
             shards: number of parts of nearly equal length; each is sorted on its own.
-            builder: "divsufsort" or "sais" (see `suffix_array`), "external" (in blocks, see `external`), or "auto": in memory if
-                that fits `memory`, else external. The files are the same.
+            builder: "two-stage", "divsufsort" or "sais" (see `suffix_array`), "external" (in blocks, see `external`), or "auto": in
+                memory if that fits `memory`, else external. The files are the same.
             memory: what the build may add to the resident memory of this process: bytes, or a text like "2GB"; None for half of what
                 is free. A text that is given as one string has to fit beside it (see `docs/corpus-index.md`).
             progress: called as `progress(stage, done, total)` with "documents" (total None), "sort" (shards), and, for a

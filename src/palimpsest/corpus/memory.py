@@ -26,14 +26,16 @@ class SortPlan:
     """How a shard is sorted.
 
     Attributes:
-        builder: "divsufsort" or "sais" in memory, "external" in blocks.
+        builder: "two-stage", "divsufsort" or "sais" in memory, "external" in blocks.
         blocks: how many blocks; 0 in memory.
         memory: bytes that it takes at most.
+        lean: whether a block is sorted by the builder that takes the least memory.
     """
 
     builder: str
     blocks: int
     memory: int
+    lean: bool = False
 
 
 def parse_memory(memory: int | str | None) -> int | None:
@@ -69,25 +71,33 @@ def plan_sort(builder: str, length: int, top: int, itemsize: int, bound: int | N
     Raises:
         InputError: an unknown builder, a shard that is too long, or a bound that is too small.
     """
-    chosen = choose_builder(builder, length, top)
     room = (free_memory() // 2 if bound is None else bound) - RESERVED
     if begun and builder in ("auto", "external"):
         need = block_memory(-(-length // begun), top)
         if bound is None or need <= room:
-            return SortPlan("external", begun, need)
-    if chosen != "external":
-        need = sorting_memory(chosen, length, top, itemsize)
-        if need <= room or (builder != "auto" and bound is None):
-            return SortPlan(chosen, 0, need)
-        if builder != "auto":
-            raise _too_little(int(bound or 0), need + RESERVED, f' with the builder "{builder}", or builder "external"')
+            return _in_blocks(length, top, begun, room)
+    for lean in (False, True):
+        chosen = choose_builder(builder, length, top, lean)
+        if chosen != "external":
+            need = sorting_memory(chosen, length, top, itemsize)
+            if need <= room or (builder != "auto" and bound is None):
+                return SortPlan(chosen, 0, need)
+    if builder not in ("auto", "external"):
+        raise _too_little(int(bound or 0), need + RESERVED, f' with the builder "{builder}", or builder "external"')
     least = least_memory(length, top)
     if bound is not None and room < least:
         raise _too_little(bound, least + RESERVED)
     blocks = count_blocks(length, top, max(room, least))
     if blocks == 1 and chosen != "external":
         return SortPlan(chosen, 0, need)
-    return SortPlan("external", blocks, block_memory(-(-length // blocks), top))
+    return _in_blocks(length, top, blocks, room)
+
+
+def _in_blocks(length: int, top: int, blocks: int, room: int) -> SortPlan:
+    """So many blocks, each sorted by the quick builder where that fits: fewer blocks save more than quicker ones."""
+    size = -(-length // blocks)
+    lean = block_memory(size, top, lean=False) > room
+    return SortPlan("external", blocks, block_memory(size, top, lean), lean)
 
 
 def free_memory() -> int:

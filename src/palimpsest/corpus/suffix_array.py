@@ -1,5 +1,6 @@
-"""Suffix arrays of token sequences: two builders that agree to the last entry.
+"""Suffix arrays of token sequences: three builders that agree to the last entry.
 
+`two-stage` is the quick one for many tokens: ours, with several threads (see `two_stage`).
 `divsufsort` (Yuta Mori's library, through pydivsufsort) sorts the suffixes of *bytes*. Written big-endian, tokens compare as their
 bytes do, so the suffixes that begin at a whole token, in the order of all byte suffixes, are the suffix array of the tokens.
 `sais` is the induced sorting of Nong, Zhang & Chan, *Two efficient algorithms for linear time suffix array construction*, IEEE
@@ -10,25 +11,31 @@ Order: token by token; a suffix that is a prefix of another is less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
+from palimpsest.corpus.two_stage import two_stage, two_stage_memory
 from palimpsest.errors import InputError
 
-BUILDERS = ("auto", "divsufsort", "sais", "external")
+BUILDERS = ("auto", "two-stage", "divsufsort", "sais", "external")
 MAX_TOKENS = (1 << 31) - 1  # positions are 31 bits while sorting
 _STRIP = 1 << 22  # byte suffixes that are filtered at once
+_MANY = 1 << 20  # tokens from which on compiling and starting the threads of two-stage is worth it
 
 
-def choose_builder(builder: str, length: int, top: int) -> str:
-    """The builder that "auto" stands for: divsufsort while the tokens' bytes fit its 32-bit variant, else sais.
+def choose_builder(builder: str, length: int, top: int, lean: bool = False) -> str:
+    """The builder that "auto" stands for: two-stage from a million tokens on; of fewer, or where memory is short, the leaner ones.
 
-    "external" is not of this module (see `external`): it sorts parts with one of the two.
+    These are divsufsort while the tokens' bytes fit its 32-bit variant, else sais. "external" is not of this module (see `external`):
+    it sorts parts with one of the others.
 
     Args:
         builder: one of `BUILDERS`.
         length: tokens in the shard, separators included.
         top: the greatest token, separators aside.
+        lean: whether "auto" stands for the one that takes the least memory.
 
     Raises:
         InputError: an unknown builder, or a shard that is too long for any.
@@ -41,24 +48,38 @@ def choose_builder(builder: str, length: int, top: int) -> str:
         )
     fits = length * _width(top + 1) < 1 << 31
     if builder == "divsufsort" and not fits:
-        raise InputError(f"divsufsort cannot sort {length:,} tokens of {_width(top + 1)} bytes.", 'Use more shards, or builder "sais".')
-    if builder == "auto":
-        return "divsufsort" if fits else "sais"
-    return builder
+        raise InputError(
+            f"divsufsort cannot sort {length:,} tokens of {_width(top + 1)} bytes.", 'Use more shards, or builder "two-stage" or "sais".'
+        )
+    if builder != "auto":
+        return builder
+    if length >= _MANY and not lean:
+        return "two-stage"
+    return "divsufsort" if fits else "sais"
 
 
 def sorting_memory(builder: str, length: int, top: int, itemsize: int = 4) -> int:
     """Bytes that sorting a shard of `length` tokens, of `itemsize` bytes each, takes at most, the tokens included."""
+    if builder == "two-stage":
+        return two_stage_memory(length, top, itemsize)
     return length * (itemsize + 5 * _width(top + 1)) if builder == "divsufsort" else length * (2 * itemsize + 16)
 
 
-def suffix_array(tokens: np.ndarray, top: int, builder: str) -> np.ndarray:
+def suffix_array(
+    tokens: np.ndarray,
+    top: int,
+    builder: str,
+    threads: int = 1,
+    finished: Callable[[np.ndarray], None] = lambda piece: None,
+) -> np.ndarray:
     """The suffix array of `tokens`.
 
     Args:
         tokens: u8, u16 or u32 (length,).
         top: the greatest value beside the type's maximum (which stands for the separator).
-        builder: "divsufsort" or "sais".
+        builder: "two-stage", "divsufsort" or "sais".
+        threads: how many may compute at once; only two-stage makes use of more than one.
+        finished: is told the array in pieces, from left to right, each as soon as it is final.
 
     Returns:
         u32 (length,): start positions of the suffixes in ascending order.
@@ -71,11 +92,15 @@ def suffix_array(tokens: np.ndarray, top: int, builder: str) -> np.ndarray:
         >>> suffix_array(np.array([1, 0, 1, 0], np.uint8), 1, "sais")
         array([3, 1, 2, 0], dtype=uint32)
     """
-    if builder not in ("divsufsort", "sais"):
-        raise InputError(f"The builder {builder!r} sorts nothing in memory.", "Choose divsufsort or sais.")
+    if builder not in ("two-stage", "divsufsort", "sais"):
+        raise InputError(f"The builder {builder!r} sorts nothing in memory.", "Choose two-stage, divsufsort or sais.")
     if tokens.size == 0:
         return np.empty(0, np.uint32)
-    return _divsufsort(tokens, top) if builder == "divsufsort" else _sais_tokens(tokens, top)
+    if builder == "two-stage":
+        return two_stage(tokens, top, threads, finished)
+    sa = _divsufsort(tokens, top) if builder == "divsufsort" else _sais_tokens(tokens, top)
+    finished(sa)
+    return sa
 
 
 def _width(value: int) -> int:
