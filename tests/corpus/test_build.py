@@ -515,14 +515,14 @@ class TestResult:
 
     def test_shards_are_sorted_one_by_one_where_memory_is_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = contents(CorpusIndex.build(rows(60), None, tmp_path / "a", shards=4).path)
-        pools: list[int] = []
-        pool = build.ThreadPoolExecutor
-        monkeypatch.setattr(build, "ThreadPoolExecutor", lambda workers: pools.append(workers) or pool(workers))
+        at_once: list[int] = []
+        choose = build._at_once
+        monkeypatch.setattr(build, "_at_once", lambda *given: at_once.append(choose(*given)) or at_once[-1])
         monkeypatch.setattr(os, "cpu_count", lambda: 3)
         CorpusIndex.build(rows(60), None, tmp_path / "b", shards=4)
         monkeypatch.setattr(os, "sysconf", lambda name: 1)
         CorpusIndex.build(rows(60), None, tmp_path / "c", shards=4)
-        assert pools == [3, 1]
+        assert at_once == [3, 1]
         assert contents(tmp_path / "b") == contents(tmp_path / "c") == whole
 
     def test_progress_is_told(self, tmp_path: Path, small_batches: None) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from palimpsest.files import require_space, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+_HASHED = 1 << 19  # tokens that are hashed at once, while shards are sorted
 
 
 def build_index(
@@ -95,11 +98,18 @@ def build_index(
         else:
             plans = [_plan(journal, shard, builder, state["top"], DTYPES[name], bound) for shard in range(shards)]
             sorting = _sort_here(folder, journal, waiting, DTYPES[name], state["top"], plans, bound, progress)
-        for done, _ in enumerate(sorting, start=1 + shards - len(waiting)):
-            progress("sort", done, shards)
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as beside:
+            content = beside.submit(_content, folder, journal, DTYPES[name], shards, stop)
+            try:
+                for done, _ in enumerate(sorting, start=1 + shards - len(waiting)):
+                    progress("sort", done, shards)
+            except BaseException:
+                stop.set()
+                raise
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
-        _describe(folder, journal, name, state, card, request, bound)
+        _describe(folder, journal, name, state, card, request, bound, content.result())
         put_in_place(work, journal, out)
     layout.note_whole(out, layout.read_manifest(out))
 
@@ -166,14 +176,29 @@ def sort_shard(folder: Path, target: Path, shard: int, dtype: np.dtype, top: int
     """Writes the suffix array and the buckets of a shard of `folder` into `target`; returns what the journal is to say of them."""
     tokens = np.fromfile(folder / f"tokens.{shard}", dtype)
     require_space(target, 4 * tokens.size)
-    sa = suffix_array(tokens, top, builder, threads)
-    tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
-    firsts, starts = branches(tokens, sa, 0, sa.size, 0)
     if not target.is_dir():  # of a run on a cluster that was over before this attempt: nothing may appear in its place
         raise StorageError(f"The folder {target} is gone.", "The build has gone on without this attempt: nothing is lost.")
-    write_pieces(target / f"sa.{shard}", [sa.astype("<u4", copy=False)])
-    write_pieces(target / f"buckets.{shard}", [firsts.astype("<i8"), starts.astype("<i8")])
-    return _sorted(target, shard, builder, 0, firsts.size)
+    finished: SimpleQueue[np.ndarray | BaseException | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as beside:
+        written = beside.submit(write_pieces, target / f"sa.{shard}", _handed_over(finished))
+        try:
+            sa = suffix_array(tokens, top, builder, threads, lambda piece: finished.put(piece.astype("<u4", copy=False)))
+        except BaseException as error:
+            finished.put(error)  # nothing is left of what has been written
+            raise
+        finished.put(None)
+        tokens.flags.writeable = sa.flags.writeable = False  # as the mapped files are: one compiled form of `branches` serves both
+        firsts, starts = branches(tokens, sa, 0, sa.size, 0)
+        buckets = write_pieces(target / f"buckets.{shard}", [firsts.astype("<i8"), starts.astype("<i8")])
+    return _sorted(shard, builder, 0, firsts.size, written.result(), buckets)
+
+
+def _handed_over(pieces: SimpleQueue[np.ndarray | BaseException | None]) -> Iterator[np.ndarray]:
+    """What another thread puts into the queue, until that is None; an exception is raised here as well."""
+    while (piece := pieces.get()) is not None:
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
 
 
 def _sort_in_blocks(
@@ -185,16 +210,17 @@ def _sort_in_blocks(
     kept = folder.with_name(f"blocks.{shard}")
     sort = BlockSort(folder / f"tokens.{shard}", dtype, length, top, blocks, kept, journal, shard, plan.lean, threads)
     sort.sort_blocks(lambda done, total: progress(f"sort shard {shard}, block", done, total))
-    write_pieces(folder / f"sa.{shard}", sort.merged())
+    sa = write_pieces(folder / f"sa.{shard}", sort.merged())
     values, counts = _token_counts(read_strips(folder / f"tokens.{shard}", dtype, 0, length), dtype)
-    write_pieces(folder / f"buckets.{shard}", [values.astype("<i8"), np.concatenate([[0], np.cumsum(counts)]).astype("<i8")])
+    borders = np.concatenate([[0], np.cumsum(counts)])
+    buckets = write_pieces(folder / f"buckets.{shard}", [values.astype("<i8"), borders.astype("<i8")])
     sort.remove()
-    return _sorted(folder, shard, "external", blocks, values.size)
+    return _sorted(shard, "external", blocks, values.size, sa, buckets)
 
 
-def _sorted(target: Path, shard: int, builder: str, blocks: int, alphabet: int) -> dict[str, Any]:
-    """What the journal says of a sorted shard."""
-    files = {name: layout.describe_file(target / name) for name in (f"sa.{shard}", f"buckets.{shard}")}
+def _sorted(shard: int, builder: str, blocks: int, alphabet: int, sa: dict[str, Any], buckets: dict[str, Any]) -> dict[str, Any]:
+    """What the journal says of a sorted shard; `sa` and `buckets` describe its files."""
+    files = {f"sa.{shard}": sa, f"buckets.{shard}": buckets}
     return {"stage": "sort", "shard": shard, "builder": builder, "blocks": blocks, "alphabet": alphabet, "files": files}
 
 
@@ -217,6 +243,17 @@ def _token_counts(strips: Iterator[np.ndarray], dtype: np.dtype) -> tuple[np.nda
     return values, counts
 
 
+def _content(folder: Path, journal: Journal, dtype: np.dtype, shards: int, stop: threading.Event) -> str:
+    """The digest of the content of all shards, or of a part of it after a call to stop."""
+    digest = hashlib.sha256()
+    for shard in range(shards):
+        for strip in read_strips(folder / f"tokens.{shard}", dtype, 0, journal.require("shard", shard)["length"], _HASHED):
+            if stop.is_set():
+                break
+            update_content(digest, strip)
+    return digest.hexdigest()
+
+
 def _describe(
     folder: Path,
     journal: Journal,
@@ -225,15 +262,13 @@ def _describe(
     card: dict[str, Any] | None,
     request: dict[str, Any],
     bound: int | None,
+    content: str,
 ) -> None:
     """Writes the manifest."""
-    content = hashlib.sha256()
     files: dict[str, Any] = {}
     rows = []
     for shard in range(request["shards"]):
         cut, order = journal.require("shard", shard), journal.require("sort", shard)
-        for strip in read_strips(folder / f"tokens.{shard}", DTYPES[name], 0, cut["length"]):
-            update_content(content, strip)
         files |= cut["files"] | order["files"]
         rows.append(
             {key: cut[key] for key in ("length", "documents")} | {key: order.get(key, 0) for key in ("builder", "blocks", "alphabet")}
@@ -243,8 +278,8 @@ def _describe(
     layout.write_manifest(
         folder,
         {
-            "fingerprint": layout.fingerprint(content.hexdigest(), card),
-            "content": content.hexdigest(),
+            "fingerprint": layout.fingerprint(content, card),
+            "content": content,
             "source": source_digest(batch["digest"] for batch in journal.batches()),
             "request": request,
             "memory": bound,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.staging import STAGED
 from palimpsest.corpus.tokens import separator
 from palimpsest.corpus.workspace import Journal
@@ -16,6 +18,7 @@ from palimpsest.errors import InputError
 from palimpsest.files import atomic_path
 
 _STRIP = 1 << 22  # ids or bytes that are handled at once
+_SMALL = 1 << 18  # bytes that are hashed sooner than a thread is asked to
 
 
 def split_shards(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: np.dtype, shards: int) -> None:
@@ -26,25 +29,18 @@ def split_shards(work: Path, folder: Path, journal: Journal, staged: np.dtype, d
             start, lines = start + known["length"], lines + known["files"][f"meta.{shard}"]["bytes"]
             continue
         docs, offsets, meta = (folder / f"{part}.{shard}" for part in ("docs", "metaoff", "meta"))
-        write_pieces(docs, _document_starts(work / STAGED[1], first, last))
+        files = {docs.name: write_pieces(docs, _document_starts(work / STAGED[1], first, last))}
         length = _last(docs) - 1
+        tokens = folder / f"tokens.{shard}"
         strips = read_strips(work / STAGED[0], staged, start, length)
-        write_pieces(folder / f"tokens.{shard}", (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips))
-        write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
+        if dtype != staged:
+            strips = (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips)
+        files[tokens.name] = write_pieces(tokens, strips)
+        files[offsets.name] = write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
         size = _last(offsets)
-        write_pieces(meta, read_strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
+        files[meta.name] = write_pieces(meta, read_strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
         start, lines = start + length, lines + size
-        journal.append(
-            {
-                "stage": "shard",
-                "shard": shard,
-                "length": length,
-                "documents": last - first,
-                "files": {
-                    f"{part}.{shard}": layout.describe_file(folder / f"{part}.{shard}") for part in ("tokens", "docs", "meta", "metaoff")
-                },
-            }
-        )
+        journal.append({"stage": "shard", "shard": shard, "length": length, "documents": last - first, "files": files})
 
 
 def _shard_borders(work: Path, staged: np.dtype, shards: int) -> list[int]:
@@ -92,14 +88,25 @@ def _last(path: Path) -> int:
     return int(np.fromfile(path, "<i8", 1, offset=path.stat().st_size - 8)[0])
 
 
-def read_strips(path: Path, dtype: np.dtype, start: int, count: int) -> Iterator[np.ndarray]:
+def read_strips(path: Path, dtype: np.dtype, start: int, count: int, strip: int | None = None) -> Iterator[np.ndarray]:
     """The entries start, …, start + count - 1 of a file, so many at once that the memory does not notice; never mapped."""
-    for at in range(start, start + count, _STRIP):
-        yield np.fromfile(path, dtype, min(_STRIP, start + count - at), offset=at * dtype.itemsize)
+    strip = strip or _STRIP
+    for at in range(start, start + count, strip):
+        yield np.fromfile(path, dtype, min(strip, start + count - at), offset=at * dtype.itemsize)
 
 
-def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """Writes arrays one after the other into a file, whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+def write_pieces(path: Path, pieces: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Writes arrays one after the other into a file, whole or not at all; its size and SHA-256, as the manifest has them."""
+    digest, size = hashlib.sha256(), 0
+    with ThreadPoolExecutor(1) as beside, atomic_path(path) as temporary, open(temporary, "wb") as stream:
         for piece in pieces:
-            stream.write(np.ascontiguousarray(piece).data)
+            data = np.ascontiguousarray(piece).data
+            if data.nbytes < _SMALL:
+                digest.update(data)
+                stream.write(data)
+            else:
+                hashed = beside.submit(digest.update, data)
+                stream.write(data)
+                hashed.result()
+            size += data.nbytes
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -13,6 +13,8 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from palimpsest.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int | None], None]
 Batch = tuple[list[Document], list[bytes], str]  # documents, their metadata as JSON lines, a digest of all
+Digest = Callable[[], str]  # gives that digest when it is there, or raises what is wrong with a document
 Encoded = tuple[np.ndarray, np.ndarray, int]  # what `encode_documents` gives
 
 STAGED = ("tokens.staged", "lengths.staged", "meta.staged")
@@ -43,40 +46,52 @@ def source_digest(digests: Iterable[str]) -> str:
 
 def batches(documents: Iterator[Document]) -> Iterator[Batch]:
     """Documents in batches that depend on nothing but the documents, with their metadata as JSON lines and a digest of all."""
+    for batch in _groups(documents):
+        lines = _lines(batch)
+        yield batch, lines, _digest(batch, lines)
+        del batch, lines
+
+
+def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
     size = 0
     for doc in documents:
         weight = _weight(doc)
         if batch and (len(batch) == _BATCH_DOCUMENTS or size + weight > _BATCH_SIZE):
-            yield _digest(batch)
+            yield batch
             batch, size = [], 0
         batch.append(doc)
         size += weight
         if size > _BATCH_SIZE:  # no other fits in: a long document is not kept until the next has been read
-            yield _digest(batch)
+            yield batch
             batch, size = [], 0
         del doc
     if batch:
-        yield _digest(batch)
+        yield batch
 
 
-def _digest(batch: list[Document]) -> Batch:
-    digest = hashlib.sha256()
+def _lines(batch: list[Document]) -> list[bytes]:
+    """Names and metadata of documents, a JSON object a line."""
     lines = []
     for doc in batch:
         try:
-            line = json.dumps({"id": str(doc.id), "metadata": doc.metadata}, default=str).encode() + b"\n"
+            lines.append(json.dumps({"id": str(doc.id), "metadata": doc.metadata}, default=str).encode() + b"\n")
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"The metadata of the document {doc.id!r} has no place in JSON: {error}.", "Give strings and numbers."
             ) from error
+    return lines
+
+
+def _digest(batch: list[Document], lines: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for doc, line in zip(batch, lines, strict=True):
         kind, size = (b"text", _size(doc)) if doc.ids is None else (b"ids", 8 * len(doc.ids))
         digest.update(b"%d %s %d\n" % (len(line), kind, size))
         digest.update(line)
         for piece in _content(doc):
             digest.update(piece)
-        lines.append(line)
-    return batch, lines, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _size(doc: Document) -> int:
@@ -116,10 +131,10 @@ def stage(
     done = _keep_whole(work, journal)
     state = _NOTHING
     replayed = 0
-    reading = _ahead(batches(documents), [batch["digest"] for batch in done], tokenizer, dtype, work, engine)
+    reading = _ahead(documents, [batch["digest"] for batch in done], tokenizer, dtype, work, engine)
     anew = False
-    for (batch, lines, digest), tokens in reading:
-        if not anew and replayed < len(done) and done[replayed]["digest"] == digest:
+    for batch, lines, digest, tokens in reading:
+        if not anew and replayed < len(done) and done[replayed]["digest"] == digest():
             state = done[replayed]
             replayed += 1
             progress("documents", state["documents"], None)
@@ -144,17 +159,24 @@ def stage(
 
 
 def _ahead(
-    reading: Iterator[Batch], known: list[str], tokenizer: Tokenizer | None, dtype: np.dtype, work: Path, engine: str
-) -> Iterator[tuple[Batch, Encoded | None]]:
-    """Every batch, with its tokens where a cluster was given it to tokenize; ids are only copied, and no task is worth that."""
+    documents: Iterator[Document], known: list[str], tokenizer: Tokenizer | None, dtype: np.dtype, work: Path, engine: str
+) -> Iterator[tuple[list[Document], list[bytes], Digest, Encoded | None]]:
+    """Every batch, with its tokens where a cluster was given it to tokenize; ids are only copied, and no task is worth that.
+
+    Here the digest is computed beside what is done with the batch.
+    """
     if engine == "ray" and tokenizer is not None:
         from palimpsest.corpus.ray_build import encode_on_cluster
 
-        yield from encode_on_cluster(reading, known, tokenizer, dtype, work)
+        for (batch, lines, digest), tokens in encode_on_cluster(batches(documents), known, tokenizer, dtype, work):
+            yield batch, lines, partial(str, digest), tokens
+            del batch, lines, tokens
         return
-    for batch in reading:
-        yield batch, None
-        del batch
+    with ThreadPoolExecutor(1) as beside:
+        for batch in _groups(documents):
+            lines = _lines(batch)
+            yield batch, lines, beside.submit(_digest, batch, lines).result, None
+            del batch, lines
 
 
 def is_long(batch: list[Document]) -> bool:
@@ -174,12 +196,11 @@ def _encoded(batch: list[Document], tokenizer: Tokenizer | None, dtype: np.dtype
     yield np.empty(0, dtype), np.array([length]), -1
 
 
-def _append(
-    work: Path, state: dict[str, Any], digest: str, lines: list[bytes], encoded: Iterator[tuple[np.ndarray, np.ndarray, int]]
-) -> dict[str, Any]:
+def _append(work: Path, state: dict[str, Any], digest: Digest, lines: list[bytes], encoded: Iterator[Encoded]) -> dict[str, Any]:
     """Writes a batch after what has been staged; the state after it."""
     sizes, checks, top = [*state["sizes"]], [*state["checks"]], state["top"]
     with contextlib.ExitStack() as stack:
+        stack.callback(digest)  # what is wrong with a document itself is told before what came of it
         streams = [stack.enter_context(open(work / name, "ab")) for name in STAGED]
 
         def put(part: int, piece: memoryview | bytes) -> None:
@@ -193,7 +214,7 @@ def _append(
         put(2, b"".join(lines))
     return {
         "stage": "batch",
-        "digest": digest,
+        "digest": digest(),
         "documents": state["documents"] + len(lines),
         "sizes": sizes,
         "top": top,

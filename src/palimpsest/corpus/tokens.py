@@ -79,16 +79,20 @@ def encode_documents(
     for place, ids in _encode([batch[number] for number in places], tokenizer, memory):
         rows[places[place]].append(ids)
     lengths = np.fromiter((sum(map(len, row)) for row in rows), np.int64, len(rows))
-    ids = np.concatenate([np.empty(0, np.int64), *(np.asarray(part, np.int64) for row in rows for part in row)])
+    parts = [part for row in rows for part in row]
+    kinds = {part.dtype for part in parts if part.size}
+    kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.int64)
+    ids = np.concatenate([np.empty(0, kind), *parts], dtype=np.int64 if kind.itemsize == 8 else kind, casting="unsafe")
     limit = separator(dtype)
     if ids.size and (ids.min() < 0 or ids.max() >= limit):
         wrong = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
         raise _wrong_id(batch[int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))], ids[wrong], limit)
-    flat = np.full(ids.size + len(rows), limit, dtype)
-    is_token = np.ones(flat.size, np.bool_)
-    is_token[np.cumsum(lengths + 1) - lengths - 1] = False
-    flat[is_token] = ids
-    return flat, lengths, int(ids.max(initial=-1))
+    top = int(ids.max()) if ids.size else -1
+    del ids
+    before = np.full(1, limit, dtype)
+    pieces = [piece for row in rows for piece in (before, *row)]
+    flat = np.concatenate(pieces, dtype=dtype, casting="unsafe") if pieces else np.empty(0, dtype)
+    return flat, lengths, top
 
 
 def encode_long_document(
