@@ -44,7 +44,7 @@ def documents():
 
 count = memory.count_blocks
 memory.count_blocks = lambda *shard: 3
-for number, builder in enumerate(("divsufsort", "external")):
+for number, builder in enumerate(("two-stage", "divsufsort", "external")):
     CorpusIndex.build([[1, 2, 3] * 100, [65534]], None, f"{out}.warm{number}", builder=builder, token_dtype="u16")
 memory.count_blocks = count
 open("/proc/self/clear_refs", "w").write("5")
