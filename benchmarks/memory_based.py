@@ -1,6 +1,6 @@
 """The memory-based language model beside TiMBL and OLIFANT: the same instances, the same questions.
 
-    python benchmarks/memory_based.py [--sizes 50000,200000] [--features 4] [--text FILE ...] [--json memory.json]
+    python benchmarks/memory_based.py [--sizes 50000,200000] [--features 4] [--questions N] [--text FILE ...] [--json memory.json]
 
 Peers: TiMBL through its Python binding (`pip install python3-timbl`) and as a program (Debian's package `timbl`), OLIFANT (`pip install
 --no-deps olifant`), which reads TiMBL's answers as a transformers model. One that is not installed is left out, by name. Every run is a
@@ -135,10 +135,12 @@ def _olifant(folder: Path) -> None:
     (folder / "olifant.json").write_text(json.dumps(value))
 
 
-def compare(learnt: list[np.ndarray], held_out: list[np.ndarray], size: int, n: int, algorithm: str) -> list[dict[str, Any]]:
-    """One row for each side."""
+def compare(
+    learnt: list[np.ndarray], held_out: list[np.ndarray], size: int, n: int, algorithm: str, questions: int | None = None
+) -> list[dict[str, Any]]:
+    """One row for each side; `questions` are at most so many, for both."""
     docs = first(learnt, size)
-    contexts, truth = (array[: ITEMS[algorithm]] for array in instances(held_out, n))
+    contexts, truth = (array[: min(ITEMS[algorithm], questions or ITEMS[algorithm])] for array in instances(held_out, n))
     same = {"n": n, "tokens": size, "algorithm": algorithm, "questions": len(truth)}
     rows = []
 
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="50000,200000")
     parser.add_argument("--features", default="4")
     parser.add_argument("--algorithms", default="igtree,tribl2,ib1")
+    parser.add_argument("--questions", type=int, help="at most so many for each algorithm, where the peer takes long for one")
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
@@ -236,7 +239,7 @@ def main() -> None:
     for n in map(int, arguments.features.split(",")):
         for size in map(int, arguments.sizes.split(",")):
             for algorithm in arguments.algorithms.split(","):
-                found = compare(learnt, held_out, size, n, algorithm)
+                found = compare(learnt, held_out, size, n, algorithm, arguments.questions)
                 show(console, found)
                 rows += found
     console.print(f"Energy: processor seconds × {energy.WATTS:g} W. Load {os.getloadavg()[0]:.1f}.")
