@@ -28,6 +28,7 @@ from palimpsest.corpus.ray_build import sort_on_cluster
 from palimpsest.corpus.workspace import Journal
 from palimpsest.errors import ClusterError, IndexCorruptError, InputError, MissingDependencyError, StorageError
 from palimpsest.models import RayModel, Sampler, load_model
+from palimpsest.ray_stream import ask_a_free_one, lists, nested, nested_numbers, numbers, stream, table
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'palimpsest-lm[ray]'")
 psutil = pytest.importorskip("psutil", reason="psutil, which finds the processes to be killed, is not installed")
@@ -356,9 +357,9 @@ def test_copies_score_and_write_as_one_model_does_while_one_of_them_dies(far, mo
     starts = [int(rng.integers(1, len(row) + 1)) for row in batch]
     top = Sampler(top_k=5)
     told: list[tuple[int, int]] = []
-    with Killer("Copy.ask") as killer:
+    with Killer("Copy.score", "MapBatches") as killer:  # a copy at work, and a task that waits for one
         found = far.score(batch, start=starts, moments=True, samplers=[top], progress=lambda done, of: told.append((done, of)))
-    assert killer.killed == ["Copy.ask"]
+    assert killer.killed == ["Copy.score", "MapBatches"]
     assert len(told) > 4
     assert told[-1] == (60, 60)
     assert far.describe() == here.describe()
@@ -373,6 +374,55 @@ def test_copies_score_and_write_as_one_model_does_while_one_of_them_dies(far, mo
         assert same(far.generate(batch[:40], 6, **how), here.generate(batch[:40], 6, **how)), how
     with pytest.raises(InputError, match="Row 1 is empty"):
         far.score([[3], []])
+
+
+class Doubler:
+    """An actor for `stream`: it doubles numbers, and fails at negative ones."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def free(self) -> None: ...
+
+    def hold(self, until: Path) -> None:
+        while not until.exists():
+            time.sleep(0.01)
+
+    def double(self, factor: int, batch: Any) -> Any:
+        found = numbers(batch["row"])
+        if found[0][0] == -1:
+            raise InputError("Minus one is negative.", "Give a positive one.")
+        if found[0][0] < -1:
+            raise ValueError("not ours")
+        twice = nested(lists([factor * row for row in found for _ in range(2)]), [2] * len(found))
+        return table({"twice": twice, "name": [self.name] * len(found)})
+
+
+@pytest.fixture
+def doublers(nodes) -> list[Any]:
+    kind = type("Doubler", (), {**vars(Doubler), "__module__": "__main__"})  # workers cannot import this file
+    return [ray.remote(num_cpus=0)(kind).remote(name) for name in ("a", "b")]
+
+
+def test_batches_come_back_in_order_and_errors_as_they_are(doublers, tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [[rng.integers(0, 99, rng.integers(1, 6)) for _ in range(rng.integers(1, 5))] for _ in range(9)]
+    answers = list(stream(ray, doublers, "double", (2,), [table({"row": lists(part)}) for part in parts]))
+    assert [len(answer) for answer in answers] == [len(part) for part in parts]
+    for answer, part in zip(answers, parts, strict=True):
+        assert same(nested_numbers(answer["twice"]), [[2 * row, 2 * row] for row in part])
+    good = table({"row": lists([np.array([1])])})
+    bad, worse = (table({"row": lists([np.array([value])])}) for value in (-1, -2))
+    read = stream(ray, doublers, "double", (2,), [good, bad, worse])
+    assert nested_numbers(next(read)["twice"])[0][0].tolist() == [2]
+    with pytest.raises(InputError, match="Minus one is negative"):
+        next(read)
+    with pytest.raises(ClusterError, match="not ours"):
+        list(stream(ray, doublers, "double", (2,), [worse]))
+    doublers[0].hold.remote(tmp_path / "go on")
+    answer = ask_a_free_one(good.append_column("part", [[0]]), doublers, "double", (2,))
+    assert answer["name"].to_pylist() == ["b"]
+    (tmp_path / "go on").touch()
 
 
 def small(card: Any) -> Any:

@@ -1,9 +1,12 @@
 """A model of transformers in many copies on a Ray cluster: rows are scored and prefixes continued by whichever copy is free.
 
-One actor holds one copy: one for every GPU of the cluster, or one for every machine where there are none. A batch is cut into parts of
-neighbouring rows that go to the actors as these become free (`ray.util.ActorPool`), and comes back in order. The actors live as long
-as the door, so that a whole audit loads each copy once; a `map_batches` of Ray Data starts actors, and loads the model, in every call.
-An actor that dies is started again and its part done again.
+One actor holds one copy: one for every GPU of the cluster, or one for every machine where there are none. The rows of a call are cut
+into parts of neighbouring ones, which are the batches of a Ray dataset and go through its `map_batches` to the copies as these become
+free, and come back in order; see `ray_stream`. The actors live as long as the door, so that a whole audit loads each copy once. An
+actor that dies is started again and its part done again.
+
+A batch has one line a row, `row` list<int64> and `start` int64; an answer has one line a row too, what the copy says of it: lists of
+numbers, or lists of lists of ids.
 
 Log-probabilities differ from those of one process by what padding does to a sum in float32 (below 1e-4); greedy and sampled text is
 the same. Sampled text is written by one actor, because a row's random numbers belong to its place in the batch. What needs the weights
@@ -13,7 +16,7 @@ themselves (a guard inside decoding, hidden states, gradients) is done by a copy
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,12 @@ from palimpsest.models.base import Progress, Sampler, Scores
 from palimpsest.models.batching import check_rows, check_starts
 from palimpsest.models.decoding import Decoding
 from palimpsest.models.hf import HFModel
+from palimpsest.ray_stream import lists, nested, nested_numbers, numbers, require_data, stream, table
 
 _TOLD = (
     "name", "door", "tokenizer", "capabilities", "context_length", "parameters", "prepends_bos", "vocab_size", "batch_tokens", "fingerprint"
 )  # fmt: skip
+
 _PARTS = 4  # of a large batch, for every actor: the last ones wait for less
 Rows = Sequence[Sequence[int] | np.ndarray]
 
@@ -65,6 +70,7 @@ class RayModel(HFModel):
         self._spec = str(path.absolute()) if path.exists() else text
         self._options = options
         ray = connect()
+        require_data()
         offered = machines(ray)
         gpus = int(sum(machine.get("GPU", 0) for machine in offered))
         resources = {"num_cpus": 0, "num_gpus": share if gpus else 0}
@@ -87,19 +93,17 @@ class RayModel(HFModel):
         rows = self._check(batch_ids)
         starts = check_starts(start, rows)
         parts = self._parts([len(row) for row in rows])
-        calls = [("score", (rows[part],), {"start": starts[part], "moments": moments, "samplers": tuple(samplers)}) for part in parts]
-        found = list(self._answers(calls, parts, len(rows), progress))
-
-        def joined(take: Callable[[Scores], list[np.ndarray] | None]) -> list[np.ndarray]:
-            return [row for scores in found for row in take(scores) or ()]
-
-        return Scores(
-            joined(lambda scores: scores.logprobs),
-            joined(lambda scores: scores.greedy_hits),
-            joined(lambda scores: scores.mean) if moments else None,
-            joined(lambda scores: scores.var) if moments else None,
-            {sampler: joined(lambda scores, sampler=sampler: scores.sampled[sampler]) for sampler in samplers},  # type: ignore[misc]
-        )
+        options = {"moments": moments, "samplers": tuple(samplers)}
+        scores = Scores([], [], [] if moments else None, [] if moments else None, {sampler: [] for sampler in samplers})
+        for answer in self._answers("score", options, rows, starts, parts, progress):
+            scores.logprobs.extend(numbers(answer["logprobs"]))
+            scores.greedy_hits.extend(numbers(answer["hits"]))
+            for name, wanted in (("mean", scores.mean), ("var", scores.var)):
+                if wanted is not None:
+                    wanted.extend(numbers(answer[name]))
+            for i, sampler in enumerate(samplers):
+                scores.sampled[sampler].extend(numbers(answer[_sampled(i)]))
+        return scores
 
     def generate(
         self,
@@ -124,8 +128,9 @@ class RayModel(HFModel):
         sampler = Decoding(Sampler(temperature, top_k, top_p), max_new_tokens, n, num_beams, seed).sampler
         rows = check_rows(prefixes, self.vocab_size, self.context_length, max_new_tokens + int(self.prepends_bos), "Prefix")
         parts = self._parts([(len(row) + max_new_tokens) * max(n, num_beams) for row in rows]) if sampler.greedy else [slice(0, len(rows))]
-        calls = [("generate", (rows[part], max_new_tokens), options) for part in parts]
-        return [row for part in self._answers(calls, parts, len(rows), progress) for row in part]
+        options["max_new_tokens"] = max_new_tokens
+        answers = self._answers("generate", options, rows, [1] * len(rows), parts, progress)
+        return [row for answer in answers for row in nested_numbers(answer["written"])]
 
     def hidden_states(self, batch_ids: Rows, layers: Sequence[int]) -> list[dict[int, np.ndarray]]:
         """See `LanguageModel.hidden_states`."""
@@ -152,22 +157,25 @@ class RayModel(HFModel):
         return parts
 
     def _answers(
-        self, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]], parts: list[slice], rows: int, progress: Progress | None
+        self,
+        method: str,
+        options: dict[str, Any],
+        rows: list[np.ndarray],
+        starts: list[int],
+        parts: list[slice],
+        progress: Progress | None,
     ) -> Iterator[Any]:
-        """What the copies answer to the calls, in order."""
-        ray = connect()
-        from ray.util import ActorPool
-
-        answers = ActorPool(self._actors).map(lambda actor, call: actor.ask.remote(self.fingerprint, *call), calls)
-        for part in parts:
-            try:
-                with cluster_errors(ray):
-                    answer = next(answers)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error.problem} Rows are counted from row {part.start} here.", error.remedy) from error
-            yield answer
-            if progress:
-                progress(part.stop, rows)
+        """What the copies answer to the parts, in order."""
+        batches = [table({"row": lists(rows[part]), "start": starts[part]}) for part in parts]
+        done = 0
+        try:
+            for answer in stream(connect(), self._actors, method, (self.fingerprint, options), batches):
+                yield answer
+                done += len(answer)
+                if progress:
+                    progress(done, len(rows))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error.problem} Rows are counted from row {done} here.", error.remedy) from error
 
 
 class Copy:
@@ -177,14 +185,27 @@ class Copy:
         self._spec, self._options, self._threads = spec, options, threads
         self._model: HFModel | None = None
 
+    def free(self) -> None:
+        """Answers when the copy has done what it was asked before."""
+
     def tell(self) -> dict[str, Any]:
         """What the door says of the model."""
         model = self._open(None)
         return {name: getattr(model, name) for name in _TOLD}
 
-    def ask(self, fingerprint: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """What the copy answers to a call, provided that it is the model with this fingerprint."""
-        return getattr(self._open(fingerprint), method)(*arguments, **options)
+    def score(self, fingerprint: str, options: dict[str, Any], batch: Any) -> Any:
+        """The scores of a batch as columns: logprobs, hits, mean and var with `moments`, and "sampled i" for sampler i."""
+        model = self._open(fingerprint)
+        found = model.score(numbers(batch["row"]), start=batch["start"].to_pylist(), **options)
+        columns = {"logprobs": found.logprobs, "hits": found.greedy_hits, "mean": found.mean, "var": found.var}
+        columns |= {_sampled(i): found.sampled[sampler] for i, sampler in enumerate(options["samplers"])}
+        return table({name: lists(rows) for name, rows in columns.items() if rows is not None})
+
+    def generate(self, fingerprint: str, options: dict[str, Any], batch: Any) -> Any:
+        """The continuations of every row of a batch, some lists of ids for each."""
+        written = self._open(fingerprint).generate(numbers(batch["row"]), **options)
+        flat = lists([ids for row in written for ids in row])
+        return table({"written": nested(flat, [len(row) for row in written])})
 
     def _open(self, fingerprint: str | None) -> HFModel:
         if self._model is None:
@@ -195,7 +216,11 @@ class Copy:
 
 
 def _load(spec: str, options: dict[str, Any], fingerprint: str | None) -> HFModel:
-    """The model in this process; `fingerprint` is that of the copies that there are already."""
+    """The model in this process; `fingerprint` is that of the copies that there are already.
+
+    Raises:
+        InputError: a door that is no model of transformers, or another model than the copies are.
+    """
     from palimpsest.models.load import load_model
 
     model = load_model(spec, **options)
@@ -207,3 +232,8 @@ def _load(spec: str, options: dict[str, Any], fingerprint: str | None) -> HFMode
             "Put the same weights on every machine; where some have a GPU, run this on one that has one (elsewhere weights are float32).",
         )
     return model
+
+
+def _sampled(number: int) -> str:
+    """The column with the log-probabilities under sampler `number` of those that were asked for."""
+    return f"sampled {number}"
