@@ -79,11 +79,9 @@ def other_language(text: str) -> str:
         >>> other_language("The sea was calm.")
         'Zni yie cey jers.'
     """
-    pairs: dict[str, str] = {}
-    for letters, step in ((_VOWELS, 1), (_CONSONANTS, 5)):
-        turned = letters[step:] + letters[:step]
-        pairs |= dict(zip(letters + letters.upper(), turned + turned.upper(), strict=True))
-    return text.translate(str.maketrans(pairs))
+    given = _VOWELS + _CONSONANTS
+    turned = _VOWELS[1:] + _VOWELS[:1] + _CONSONANTS[5:] + _CONSONANTS[:5]
+    return text.translate(str.maketrans(given + given.upper(), turned + turned.upper()))
 
 
 def sentence_pairs(paragraphs: list[str]) -> list[tuple[str, str]]:
