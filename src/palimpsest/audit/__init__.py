@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from palimpsest.audit.alignment_forgetting import audit_alignment
     from palimpsest.audit.approximate import measure_approximate
     from palimpsest.audit.contrast import measure_contrast
     from palimpsest.audit.contrast_blocks import block_in_block_out
@@ -31,6 +32,7 @@ _HOMES = {
     "PrefixSuffix": "samples",
     "Table": "tabular_table",
     "TabularAudit": "tabular",
+    "audit_alignment": "alignment_forgetting",
     "benchmark_samples": "samples",
     "block_in_block_out": "contrast_blocks",
     "corpus_samples": "samples",
@@ -57,6 +59,7 @@ __all__ = [
     "PrefixSuffix",
     "Table",
     "TabularAudit",
+    "audit_alignment",
     "benchmark_samples",
     "block_in_block_out",
     "corpus_samples",

@@ -35,8 +35,8 @@ class Choice:
     right: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        wrong = set(range(len(self.options))) - set(self.right)
-        if not self.right or not wrong or len(self.options) - len(wrong) != len(set(self.right)) or not all(self.options):
+        known = set(self.right) & set(range(len(self.options)))
+        if not len(known) == len(self.right) > 0 or len(known) == len(self.options) or not all(self.options):
             raise InputError(
                 f"{len(self.options)} answers, of which {list(self.right)} are right, make no choice.",
                 "Give answers that are not empty, at least one right and one wrong.",
