@@ -26,7 +26,7 @@ from palimpsest.corpus import CorpusIndex, Document, build
 from palimpsest.corpus.cluster_shards import ShardGroup
 from palimpsest.corpus.ray_build import sort_on_cluster
 from palimpsest.corpus.workspace import Journal
-from palimpsest.errors import ClusterError, IndexCorruptError, InputError, MissingDependencyError, StorageError
+from palimpsest.errors import ClusterError, IndexCorruptError, InputError, MissingDependencyError, NonFiniteError, StorageError
 from palimpsest.models import RayModel, Sampler, load_model
 from palimpsest.ray_stream import ask_a_free_one, lists, nested, nested_numbers, numbers, stream, table
 
@@ -374,6 +374,23 @@ def test_copies_score_and_write_as_one_model_does_while_one_of_them_dies(far, mo
         assert same(far.generate(batch[:40], 6, **how), here.generate(batch[:40], 6, **how)), how
     with pytest.raises(InputError, match="Row 1 is empty"):
         far.score([[3], []])
+
+
+def test_a_row_that_is_no_number_is_counted_from_the_beginning(far, monkeypatch):
+    begins: list[int] = []
+
+    def broken(_ray: Any, _actors: Any, method: str, _arguments: Any, batches: list[Any]) -> Iterator[Any]:
+        assert method == "score"
+        begins.append(len(batches[0]))
+        zeros = lists([np.zeros(len(row) - 1, np.float32) for row in numbers(batches[0]["row"])])
+        yield table({"logprobs": zeros, "hits": zeros})
+        raise NonFiniteError("Row 2 is NaN.", "Look at the weights.")
+
+    monkeypatch.setattr("palimpsest.models.ray_model.stream", broken)
+    with pytest.raises(NonFiniteError, match=r"Row 2 is NaN\. Rows are counted from row \d+ here") as caught:
+        far.score([[3] * 50] * 60)
+    assert 0 < begins[0] < 60
+    assert f"from row {begins[0]} here" in caught.value.problem
 
 
 class Doubler:
