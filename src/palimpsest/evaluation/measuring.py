@@ -90,26 +90,32 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
     return steps, skipped
 
 
+def _reference(plan: AuditPlan, model: LanguageModel) -> LanguageModel | None:
+    return plan.cached(plan.references[model.name]) if model.name in plan.references else None
+
+
 def _extraction(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
-    return measure_extraction(model, plan.samples, plan.settings.contexts, reference=plan.references.get(model.name), progress=progress)
+    door, reference = plan.cached(model), _reference(plan, model)
+    return measure_extraction(door, plan.samples, plan.settings.contexts, reference=reference, progress=progress)
 
 
 def _classes(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
-    return measure_classes(model, plan.samples, plan.index, progress=progress)
+    return measure_classes(plan.cached(model), plan.samples, plan.index, progress=progress)
 
 
 def _probabilistic(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     settings = plan.settings
-    return measure_probabilistic(model, plan.samples, settings.tries, settings.confidences, settings.sampler, progress=progress)
+    return measure_probabilistic(
+        plan.cached(model), plan.samples, settings.tries, settings.confidences, settings.sampler, progress=progress
+    )
 
 
 def _membership(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     members, others = membership_split(plan)
+    door, reference = plan.cached(model), _reference(plan, model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiasedSplitWarning)  # the report says it, in the answer of the section
-        return measure_membership(
-            model, members, others, reference=plan.references.get(model.name), seed=plan.settings.seed, progress=progress
-        )
+        return measure_membership(door, members, others, reference=reference, seed=plan.settings.seed, progress=progress)
 
 
 def _easiest(
@@ -133,7 +139,8 @@ def _easiest(
 def _leaks(plan: AuditPlan, model: LanguageModel, job: Job, progress: StepProgress) -> Measurement:
     chosen = _easiest(plan, model, job, plan.settings.leaks, rarest=True)
     settings = plan.settings
-    return measure_leaks(model, chosen, plan.index, min_len=min(TRACED, settings.suffix), share=settings.edit_share, progress=progress)
+    door = plan.cached(model)
+    return measure_leaks(door, chosen, plan.index, min_len=min(TRACED, settings.suffix), share=settings.edit_share, progress=progress)
 
 
 def _nearest(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
@@ -143,7 +150,7 @@ def _nearest(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> M
     chosen = rng.choice(len(known), min(settings.near_samples, len(known)), replace=False, shuffle=False)
     samples = [known[i] for i in np.sort(chosen)]
     return measure_nearest(
-        model, samples, plan.index, share=settings.edit_share, sampler=settings.sampler, seed=settings.seed, progress=progress
+        plan.cached(model), samples, plan.index, share=settings.edit_share, sampler=settings.sampler, seed=settings.seed, progress=progress
     )
 
 
@@ -160,7 +167,7 @@ def _write(
 ) -> Measurement:
     chosen = _easiest(plan, model, job, plan.settings.guard_samples, rarest=False, among=writable)
     guard = None if options is None else MemFreeProcessor.for_model(model, plan.protected, **options)
-    result = measure_approximate(model, chosen, guard=guard, progress=progress)
+    result = measure_approximate(plan.cached(model), chosen, guard=guard, progress=progress)
     if guard is not None:
         result.summary["counts"] = guard.counts.to_dict()
         result.provenance |= {"guard_options": options, "guard_seconds": round(guard.seconds, 6)}

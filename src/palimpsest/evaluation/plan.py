@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from palimpsest.audit.probabilistic import TOP_K_40
@@ -15,7 +16,7 @@ from palimpsest.errors import InputError
 from palimpsest.evaluation.nearest import require_share
 from palimpsest.files import sha256_json
 from palimpsest.measurement import plain
-from palimpsest.models import LanguageModel, Sampler
+from palimpsest.models import LanguageModel, Sampler, ScoreCache
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,36 @@ class AuditPlan:
     unprotected: tuple[str, ...]
     settings: AuditSettings
     notes: tuple[str, ...] = ()  # where the audit is not what was asked for, and why
+
+    def cached(self, model: LanguageModel) -> ScoreCache:
+        """The door to an audited or a reference model that all measurements of the audit share: no row is scored twice."""
+        return self._caches[id(model)]
+
+    def shared(self) -> dict[str, str]:
+        """How much of what was asked the models had to do, in words; nothing where nothing was asked."""
+        counts = [cache.counts for cache in self._caches.values()]
+        rows, scored = sum(c.rows for c in counts), sum(c.scored_rows for c in counts)
+        prefixes, written = sum(c.prefixes for c in counts), sum(c.written_prefixes for c in counts)
+        said = {"scored": f"{scored:,} rows, for {rows:,} that were asked for"} if rows else {}
+        return said | ({"written": f"{written:,} continuations, for {prefixes:,} that were asked for"} if prefixes else {})
+
+    @cached_property
+    def _caches(self) -> dict[int, ScoreCache]:
+        """One cache a model. What several measurements ask is announced: of every passage, that of extraction (at the longest prompt),
+        classes, probabilistic extraction and membership is one pass; of a reference, that of extraction and membership."""
+        caches = {id(model): ScoreCache(model) for model in (*self.models, *self.references.values())}
+        others = membership_split(self)[1]
+        for model in self.models:
+            if "logprobs" not in model.capabilities:
+                continue
+            moments = "weights" in model.capabilities
+            caches[id(model)].expect([sample.ids for sample in self.samples], moments=moments, samplers=[self.settings.sampler])
+            if others:
+                caches[id(model)].expect([sample.ids for sample in others], moments=moments)
+        for reference in self.references.values():
+            if others and "logprobs" in reference.capabilities:
+                caches[id(reference)].expect([sample.ids for sample in (*self.samples, *others)])
+        return caches
 
 
 def fitting_contexts(settings: AuditSettings, models: Sequence[LanguageModel], index: CorpusIndex) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ evaluation card `audit.json`, from which the report is rendered. What a door can
 never a silent gap. Systems: 011 (extraction), 003 (classes), 029 (probabilistic extraction), the
 membership set, 001 (guard).
 
-Everything is done in steps that stay on the disk (`palimpsest.evaluation.steps`): a killed audit goes on where it was.
+Everything is done in steps that stay on the disk (`palimpsest.evaluation.steps`): a killed audit goes on where it was. The
+measurements share their forward passes (`palimpsest.models.score_cache`): no passage is scored twice by a model.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def run_audit(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "demonstration": demonstration,
             **compose(AuditRecord(plan=plan, results=job.results, skipped=skipped)),
-            "timing": timing(job),
+            "timing": timing(job) | plan.shared(),
         }
         card: dict[str, Any] = plain(made)
         write_json(folder / "audit.json", card)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from palimpsest.models.memory_door import MemoryModel
     from palimpsest.models.ray_model import RayModel
     from palimpsest.models.registry import KNOWN, fetch
+    from palimpsest.models.score_cache import ScoreCache
 
 # Public names and where they live; imported on first use: torch and transformers take seconds, and a list of models needs neither.
 _PUBLIC = {
@@ -31,6 +32,7 @@ _PUBLIC = {
     "MemoryModel": "palimpsest.models.memory_door",
     "RayModel": "palimpsest.models.ray_model",
     "Sampler": "palimpsest.models.base",
+    "ScoreCache": "palimpsest.models.score_cache",
     "Scores": "palimpsest.models.base",
     "fetch": "palimpsest.models.registry",
     "load_model": "palimpsest.models.load",
@@ -46,6 +48,7 @@ __all__ = [
     "MemoryModel",
     "RayModel",
     "Sampler",
+    "ScoreCache",
     "Scores",
     "fetch",
     "load_model",

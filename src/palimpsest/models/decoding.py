@@ -86,7 +86,7 @@ def continue_rows(
         members = [units[index] for index in batch]
         sequences = _generate_batch(model, [rows[row] for row, _ in members], members, decoding, stop_ids)
         for unit, written in zip(members, sequences, strict=True):
-            found[unit] = [_until_stop(ids, stop_ids) for ids in written]
+            found[unit] = [until_stop(ids, stop_ids) for ids in written]
         if progress:
             progress(len(found) // copies, len(rows))
     if sampling:
@@ -138,7 +138,8 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
-def _until_stop(ids: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+def until_stop(ids: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+    """The ids before the first that ends a text, all where none does; int64."""
     ends = np.flatnonzero(np.isin(ids, np.asarray(stop_ids, dtype=np.int64)))
     return (ids[: ends[0]] if len(ends) else ids).astype(np.int64)
 

@@ -79,6 +79,8 @@ class HFModel(LanguageModel):
         self.vocab_size = int(embeddings.weight.shape[0])
         most, logits = (1024, 1 << 27) if self.device.type == "cpu" else (16384, 1 << 31)
         self.batch_tokens = batch_tokens or max(64, min(most, logits // self.vocab_size))
+        # Two kinds of rotary scaling look at the length of the whole input: the scores of an id then depend on what comes behind it.
+        self.length_free = not {"dynamic", "longrope"} & _scalings(config)
         self._generating = threading.Lock()  # transformers keeps generation settings on the model
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
 
@@ -185,7 +187,7 @@ class HFModel(LanguageModel):
                 self.model,
                 [self._with_bos(row) for row in rows],
                 decoding,
-                self._stop_ids() if stop_at_eos else [],
+                self.stop_ids if stop_at_eos else [],
                 self.batch_tokens,
                 "position_ids" in self._arguments,
                 progress,
@@ -215,7 +217,9 @@ class HFModel(LanguageModel):
     def _with_bos(self, row: np.ndarray) -> np.ndarray:
         return np.concatenate([[self.tokenizer.bos_id], row]) if self.prepends_bos else row
 
-    def _stop_ids(self) -> list[int]:
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The ids that end a text: those of the model's generation settings and the tokenizer's EOS."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         stops = set(configured if isinstance(configured, list | tuple) else [] if configured is None else [configured])
         if self.tokenizer.eos_id is not None:
@@ -266,3 +270,9 @@ class HFModel(LanguageModel):
             return False  # this model's head is not fed hidden states of shape (batch, time, hidden)
         tolerance = 1e-4 if full.dtype == next(self.model.parameters()).dtype else 5e-2
         return picked.shape == full.shape and torch.allclose(picked, full, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _scalings(config: Any) -> set[str]:
+    """The kinds of rotary scaling in a configuration, which holds one set of parameters or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return {str(part.get("rope_type", part.get("type"))) for part in (parameters, *parameters.values()) if isinstance(part, dict)}

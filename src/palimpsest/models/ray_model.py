@@ -34,7 +34,8 @@ from palimpsest.models.hf import HFModel
 from palimpsest.ray_stream import lists, nested, nested_numbers, numbers, require_data, stream, table
 
 _TOLD = (
-    "name", "door", "tokenizer", "capabilities", "context_length", "parameters", "prepends_bos", "vocab_size", "batch_tokens", "fingerprint"
+    "name", "door", "tokenizer", "capabilities", "context_length", "parameters", "prepends_bos", "vocab_size", "batch_tokens",
+    "fingerprint", "length_free", "stop_ids",
 )  # fmt: skip
 
 _PARTS = 4  # of a large batch, for every actor: the last ones wait for less
