@@ -26,7 +26,8 @@ from palimpsest.stats.planning import (
     samples_to_exclude,
     samples_to_see,
 )
-from palimpsest.stats.roc import RocCurve, auc, auc_interval, roc_curve, tpr_at_fpr
+from palimpsest.stats.roc import RocCurve, auc, auc_interval, roc_curve, tpr_at_fpr, tpr_interval
+from palimpsest.stats.roc_paired import auc_difference
 from palimpsest.stats.sequential import always_valid_p, betting_e_process, mixture_e_process, mixture_interval
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "adjusted",
     "always_valid_p",
     "auc",
+    "auc_difference",
     "auc_interval",
     "benjamini_hochberg",
     "betting_e_process",
@@ -69,6 +71,7 @@ __all__ = [
     "spearman",
     "tost",
     "tpr_at_fpr",
+    "tpr_interval",
     "wilcoxon",
     "wilson_interval",
 ]

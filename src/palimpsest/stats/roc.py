@@ -15,7 +15,7 @@ from sklearn import metrics
 
 from palimpsest.errors import InputError
 from palimpsest.stats.checks import BLOCK, finite_row, percentile_ends, score_sides
-from palimpsest.stats.intervals import Interval
+from palimpsest.stats.intervals import Interval, wilson_interval
 
 
 class RocCurve(NamedTuple):
@@ -113,3 +113,41 @@ def tpr_at_fpr(members: ArrayLike, nonmembers: ArrayLike, fpr: float) -> float:
         return 1.0
     threshold = np.sort(negative)[::-1][allowed]  # the highest score that must not be flagged
     return float(np.mean(positive > threshold))
+
+
+def tpr_interval(
+    members: ArrayLike, nonmembers: ArrayLike, fpr: float, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """`tpr_at_fpr` with an interval: a percentile bootstrap of members and non-members, never narrower than Wilson's for the members.
+
+    The bootstrap sees that the threshold, a high quantile of few non-members, is itself uncertain; Wilson's interval does not collapse
+    where no member, or every one, is found.
+
+    Raises:
+        InputError: as for `tpr_at_fpr`.
+
+    Example:
+        >>> found = tpr_interval([1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 2.5, 1.5], 0.25)
+        >>> found.estimate, found.low < 0.4, found.high
+        (0.75, True, 1.0)
+    """
+    positive, negative = score_sides(members, nonmembers)
+    estimate = tpr_at_fpr(positive, negative, fpr)
+    wilson = wilson_interval(round(estimate * len(positive)), len(positive), confidence)
+    values, index = np.unique(np.concatenate([positive, negative]), return_inverse=True)
+    place = len(values) - 1 - index  # 0 is the highest score
+    allowed = int(np.floor(fpr * len(negative) + 1e-9))
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK // len(values))
+    rates: list[np.ndarray] = []
+    for begin in range(0, resamples, block):
+        size = min(block, resamples - begin)
+        drawn = []
+        for side, n in ((place[: len(positive)], len(positive)), (place[len(positive) :], len(negative))):
+            share = np.bincount(side, minlength=len(values)) / n
+            drawn.append(np.cumsum(rng.multinomial(n, share / share.sum(), size=size), axis=1))
+        found = np.concatenate([np.zeros((size, 1), dtype=np.int64), drawn[0]], axis=1)  # members above each place
+        threshold = (drawn[1] <= allowed).sum(axis=1)  # the place of the highest score that must not be flagged
+        rates.append(found[np.arange(size), threshold] / len(positive))
+    low, high = percentile_ends(np.concatenate(rates), confidence)
+    return Interval(estimate, min(low, wilson.low), max(high, wilson.high))
