@@ -224,7 +224,7 @@ def test_neighbours_refuse_what_has_no_neighbour(tmp_path):
 def test_every_method_ranks_likely_texts_above_random_ones(tiny_model, other_model, texts, corpus):
     """The model's own samples are likely under it, so every score of likelihood must put them first."""
     members, nonmembers = texts
-    result = measure_membership(tiny_model, members, nonmembers, reference=other_model, index=corpus)
+    result = measure_membership(tiny_model, members, nonmembers, METHODS, reference=other_model, index=corpus)
     assert set(result.summary["methods"]) == set(METHODS)
     for name in ("loss", "min-k", "min-k++", "reference", "neighbour_ngram", "zlib-total", "dc-pdd"):
         assert result.summary["methods"][name]["auc"] > 0.9, name
@@ -268,7 +268,10 @@ def test_two_tokens_are_enough(tiny_model):
 def test_what_is_missing_is_left_out_by_default_and_refused_by_name(tiny_model, narrow_door, texts):
     members, nonmembers = texts
     result = measure_membership(narrow_door(tiny_model, {"logprobs"}), members, nonmembers)
-    assert set(result.summary["left_out"]) == {"reference", "neighbour_ngram", "dc-pdd", "min-k++"}
+    assert set(result.summary["left_out"]) == {"reference", "neighbour_ngram", "dc-pdd", "min-k++", "gradnorm"}
+    assert "name it" in measure_membership(tiny_model, members, nonmembers).summary["left_out"]["gradnorm"]
+    with pytest.raises(InputError, match="'gradnorm' cannot be run"):
+        measure_membership(narrow_door(tiny_model, {"logprobs"}), members, nonmembers, ["gradnorm"])
     with pytest.raises(InputError, match="'reference' cannot be run: it needs a reference model"):
         measure_membership(tiny_model, members, nonmembers, ["reference"])
     with pytest.raises(InputError, match="'recall' cannot be run: a text fills the context of 32"):

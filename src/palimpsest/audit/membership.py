@@ -56,7 +56,8 @@ def measure_membership(
         model: needs "logprobs" (and log-probabilities' moments, which weights give, for min-k++).
         members, nonmembers: rows of ids, or `PrefixSuffix` (taken whole, meta "id", "domain" and "copies" kept), of the same kind and
             source, at least 2 tokens each.
-        methods: some of `METHODS`; by default all that the door, `reference` and `index` allow, the others named in the summary.
+        methods: some of `METHODS`; by default all that the door, `reference` and `index` allow but "gradnorm", the others named in the
+            summary.
         reference: a model that never saw the members, for "reference".
         index: a corpus for "neighbour_ngram" and "dc-pdd": best a general one that holds neither side.
         k: the share of tokens in min-k and min-k++.
@@ -158,11 +159,13 @@ def _choose(
         model.tokenizer.require_same(index.tokenizer_fingerprint, "the index")
     if "weights" not in model.capabilities:
         missing["min-k++"] = "it needs the whole distribution, which only weights give"
+        missing["gradnorm"] = "it needs gradients, which only weights give"
     if nonmembers < 2:
         missing["recall"] = "it needs at least 2 non-members"
     elif model.room <= max(map(len, rows)):
         missing["recall"] = f"a text fills the context of {model.context_length} tokens"
     if methods is None:
+        missing.setdefault("gradnorm", "it takes a backward pass for every text: name it to have it")
         return [name for name in METHODS if name not in missing], missing
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:

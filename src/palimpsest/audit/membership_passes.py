@@ -7,6 +7,7 @@ Besides the scores of `membership_scores`:
 * lowercase        mean lp(x) - mean lp(lower(x))                              (Carlini et al., USENIX Security 2021)
 * neighbour_ngram  mean lp(x) - mean over 25 neighbours of mean lp             (see `neighbours`)
 * recall           in front of every text the same 7 non-members, as much of their end as fits the context
+* gradnorm         minus the norm of the gradient of the text's loss            (see `membership_gradients`; only when it is named)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from palimpsest.audit.membership_gradients import gradient_norms
 from palimpsest.audit.membership_scores import dc_pdd, mean_logprob, min_k, recall_ratio, standardised, zlib_bytes
 from palimpsest.audit.neighbours import ngram_neighbours
 from palimpsest.audit.progress import stages
@@ -24,7 +26,7 @@ from palimpsest.models.base import LanguageModel, Progress
 if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex
 
-METHODS = ("loss", "zlib", "zlib-total", "lowercase", "min-k", "min-k++", "reference", "neighbour_ngram", "recall", "dc-pdd")
+METHODS = ("loss", "zlib", "zlib-total", "lowercase", "min-k", "min-k++", "reference", "neighbour_ngram", "recall", "dc-pdd", "gradnorm")
 SHOTS = 7  # non-members in front of a text, for recall
 NEIGHBOURS = 25
 
@@ -55,7 +57,7 @@ def score_methods(
     Returns:
         method -> float64 (rows,).
     """
-    extra = sum(name in methods for name in ("reference", "lowercase", "recall")) + NEIGHBOURS * ("neighbour_ngram" in methods)
+    extra = sum(name in methods for name in ("reference", "lowercase", "recall", "gradnorm")) + NEIGHBOURS * ("neighbour_ngram" in methods)
     stage = stages(progress, len(rows) * (1 + extra))
     scored = model.score(rows, moments="min-k++" in methods, progress=stage(len(rows)))
     lp = scored.logprobs
@@ -96,6 +98,8 @@ def score_methods(
         elif name == "dc-pdd":
             assert index is not None
             out[name] = dc_pdd([row[1:] for row in rows], lp, _log_frequency(index, rows))
+        elif name == "gradnorm":
+            out[name] = -gradient_norms(model, rows, stage(len(rows)))
     return out
 
 

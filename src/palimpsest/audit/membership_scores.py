@@ -13,6 +13,25 @@ With lp_t = log p(x_t | x_<t) for t = 1..T (the first token has no context and i
                frequency in a reference corpus                                (Zhang et al., EMNLP 2024, arXiv 2409.14781)
 
 Rows are ragged: lists with one array of T numbers a text.
+
+**Beside mimir** (iamgroot42/mimir; Duan et al., COLM 2024), whose scores are lower for members: on the same log-probs loss, zlib, reference,
+neighbour and dc-pdd are its scores with the other sign, and so is recall, to the last digits (`tests/audit/test_membership_formulas.py`).
+Where it is wrong, or we chose otherwise:
+
+* min-k and min-k++ keep int(k T) tokens there: none of a text of 4 at k = 0.2, whose score is NaN and which is then left out of the ROC
+  curve in silence. Here ceil(k T), at least one. With as many tokens kept the scores are equal.
+* min-k++ divides by a sigma of 0 where the model is sure or knows nothing: NaN or infinity there, 0 here. Without given log-probs it asks
+  an attribute that the class has not.
+* reference hands the target's log-probs to the reference model when they are at hand, whose answer then is the target's own: always 0.
+* recall's conditional mean counts the text's first token, the plain mean does not; here both are over the same tokens. A text that does
+  not fit the window with its prefix is there continued in a window without the prefix, and of too many shots as many are kept from the
+  end as were counted from the beginning; here the prefix is cut to what fits. In an earlier version the loop over windows never ran for
+  a text that fits one: the score was 0.
+* dc-pdd counts in how many documents a token stands (`counts[ids] += 1` adds one for repeated ids); here every occurrence counts. Its
+  texts are begun with EOS, so that the first token has a score; here it has none, and the first *scored* occurrence counts.
+* gradnorm is the mean of the weight matrices' maximum norms, with the sign the wrong way about for the ROC curve that it goes into; here it
+  is the norm of the gradient, and a flatter loss is likelier a member.
+* neighbour: the mean over the neighbours is left to the caller there, and no masked span reaches the last word.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ from palimpsest.stats.intervals import Interval
 from palimpsest.stats.paired import Comparison
 
 
-def auc_difference(
-    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], *, confidence: float = 0.95
-) -> Comparison:
+def auc_difference(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], *, confidence: float = 0.95) -> Comparison:
     """DeLong's test of equal AUCs, second minus first.
 
     Args:
