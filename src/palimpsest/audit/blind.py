@@ -19,14 +19,26 @@ from palimpsest.stats import Interval, auc_interval
 
 
 def blind_baseline(members: Sequence[np.ndarray], nonmembers: Sequence[np.ndarray], *, seed: int = 0) -> Interval | None:
-    """AUC of a classifier that sees the texts but not the model: TF-IDF of token uni- and bigrams, logistic regression.
-
-    Five-fold cross-validation (fewer where a side has fewer texts), equal texts in one fold; None with fewer than 2 a side.
+    """AUC of `blind_scores`, None where there are none.
 
     Example:
         >>> texts = [np.random.default_rng(i).integers(0, 9, 30) for i in range(40)]
         >>> blind_baseline([t + 9 for t in texts[:20]], texts[20:]).estimate
         1.0
+    """
+    scores = blind_scores(members, nonmembers, seed=seed)
+    return None if scores is None else auc_interval(scores[: len(members)], scores[len(members) :], seed=seed)
+
+
+def blind_scores(members: Sequence[np.ndarray], nonmembers: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray | None:
+    """How much a classifier that sees the texts but not the model takes each for a member: TF-IDF of token uni- and bigrams, logistic
+    regression.
+
+    Every text is judged by a classifier that was fitted to others: five-fold cross-validation (fewer where a side has fewer texts), equal
+    texts in one fold.
+
+    Returns:
+        float64 (members + non-members,), higher = more likely a member; None with fewer than 2 different texts a side.
     """
     rows = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
@@ -40,5 +52,5 @@ def blind_baseline(members: Sequence[np.ndarray], nonmembers: Sequence[np.ndarra
         LogisticRegression(max_iter=1000, class_weight="balanced"),
     )
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    scores = cross_val_predict(classifier, documents, labels, groups=groups, cv=split, method="decision_function")
-    return auc_interval(scores[labels == 1], scores[labels == 0], seed=seed)
+    scores: np.ndarray = cross_val_predict(classifier, documents, labels, groups=groups, cv=split, method="decision_function")
+    return scores

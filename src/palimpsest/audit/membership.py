@@ -1,7 +1,8 @@
 """Membership inference: can one tell texts that a model was trained on from texts that it was not?
 
-The scores are those of `membership_scores` and `membership_passes`, all higher for likelier members. Beside them stands the blind
-baseline (see `blind`), which never asks the model: where it succeeds, the split measures something else than memory.
+The scores are those of `membership_scores` and `membership_passes`, all higher for likelier members. Beside each of them stands the blind
+baseline (see `blind`), which never asks the model, and the difference to it on the same texts (see `membership_figures`): where the
+baseline succeeds, the split measures something else than memory.
 
 AUC says how well a score ranks on average; an attacker who must not be wrong is measured by the true positive rate at a low false
 positive rate (Carlini et al., S&P 2022, arXiv 2112.03570).
@@ -16,20 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from palimpsest.audit.blind import blind_baseline
-from palimpsest.audit.laws import copy_levels
+from palimpsest.audit.blind import blind_scores
+from palimpsest.audit.membership_figures import membership_curves, membership_figures
 from palimpsest.audit.membership_passes import METHODS, NEIGHBOURS, SHOTS, score_methods
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.errors import InputError
-from palimpsest.measurement import Curve, Measurement, Series, environment
+from palimpsest.measurement import Measurement, environment
 from palimpsest.models.base import LanguageModel, Progress
-from palimpsest.stats import auc_interval, roc_curve, tpr_at_fpr
 
 if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex
 
 BIASED = 0.6  # a blind AUC above it: the two sides can be told apart without the model
-FPRS = (0.01, 0.001)
 
 Text = PrefixSuffix | Sequence[int] | np.ndarray
 
@@ -65,9 +64,10 @@ def measure_membership(
         progress: called with (rows scored, rows in all).
 
     Returns:
-        One row a text: member, and one column a method; the summary holds, by method, the AUC with its 95 % bootstrap interval and
-        the TPR at 1 % and 0.1 % FPR (no false alarm at all where there are fewer than 1 / FPR non-members), the same by level of
-        copies, the blind baseline, and warnings.
+        One row a text: member, one column a method, and the blind baseline's score; the summary holds, by method, the AUC with its
+        95 % bootstrap interval, the TPR at 1 % and 0.1 % FPR (no false alarm at all where there are fewer than 1 / FPR non-members) with
+        intervals, and what the AUC is above the blind baseline's, corrected for the number of methods; the same by level of copies; the
+        baseline; and warnings. See `membership_figures`.
 
     Raises:
         InputError: an empty side, a text of one token, a text that stands on both sides, or a method without what it needs.
@@ -87,7 +87,7 @@ def measure_membership(
         raise InputError(f"{len(common)} texts stand on both sides.", "A text is a member or it is not: remove it from one.")
     rows, metas = [row for side in sides for row, _ in side], [meta for side in sides for _, meta in side]
     is_member = np.arange(len(rows)) < len(sides[0])
-    chosen, left_out = _choose(methods, model, reference, index, rows, len(sides[1]))
+    chosen, left_out = _choose(methods, impossible_methods(model, reference, index, rows, len(sides[1])))
     scores = score_methods(chosen, model, rows, len(sides[0]), reference, index, k, seed, progress)
 
     copies = [meta.get("copies") for meta in metas]
@@ -102,25 +102,18 @@ def measure_membership(
             **scores,
         }
     )
-    figures = {name: _figures(values[is_member], values[~is_member], seed) for name, values in scores.items()}
-    blind = blind_baseline([row for row, _ in sides[0]], [row for row, _ in sides[1]], seed=seed)
+    blind = blind_scores([row for row, _ in sides[0]], [row for row, _ in sides[1]], seed=seed)
+    found = membership_figures(scores, blind, is_member, copies, seed)
     cautions = []
-    if blind is not None and blind.estimate > BIASED:
+    if found["blind"] is not None and found["blind"]["estimate"] > BIASED:
         cautions.append(
-            f"The sides can be told apart without the model (blind AUC {blind.estimate:.2f} > {BIASED}): "
+            f"The sides can be told apart without the model (blind AUC {found['blind']['estimate']:.2f} > {BIASED}): "
             "these figures do not measure memory. Draw members and non-members from the same source at random."
         )
         warnings.warn(cautions[-1], BiasedSplitWarning, stacklevel=2)
-    by_copies = _by_copies(scores, copies, is_member, seed)
-    summary = {
-        "members": len(sides[0]),
-        "nonmembers": len(sides[1]),
-        "methods": figures,
-        "left_out": left_out,
-        "blind": blind._asdict() if blind is not None else None,
-        "by_copies": by_copies,
-        "warnings": cautions,
-    }
+    if blind is not None:
+        table = table.with_columns(blind=blind)
+    summary = {"members": len(sides[0]), "nonmembers": len(sides[1]), "left_out": left_out, **found, "warnings": cautions}
     provenance = {
         "model": model.describe(),
         "reference": reference.describe() if reference is not None else None,
@@ -129,7 +122,7 @@ def measure_membership(
         "seed": seed,
         "environment": environment(),
     }
-    return Measurement("membership", table, summary, provenance, _curves(scores, figures, is_member, by_copies))
+    return Measurement("membership", table, summary, provenance, membership_curves(scores, found, is_member))
 
 
 def _texts(texts: Sequence[Text], what: str) -> list[tuple[np.ndarray, dict[str, Any]]]:
@@ -141,15 +134,19 @@ def _texts(texts: Sequence[Text], what: str) -> list[tuple[np.ndarray, dict[str,
     return [(row.astype(np.int64, copy=False), meta) for row, meta in out]
 
 
-def _choose(
-    methods: Sequence[str] | None,
-    model: LanguageModel,
-    reference: LanguageModel | None,
-    index: CorpusIndex | None,
-    rows: Sequence[np.ndarray],
-    nonmembers: int,
-) -> tuple[list[str], dict[str, str]]:
-    """The methods to run, and why the others are not; a method that was asked for must be possible."""
+def impossible_methods(
+    model: LanguageModel, reference: LanguageModel | None, index: CorpusIndex | None, rows: Sequence[np.ndarray], nonmembers: int
+) -> dict[str, str]:
+    """The methods that cannot be run, each with the reason.
+
+    Args:
+        model, reference, index: as for `measure_membership`.
+        rows: the ids of all texts.
+        nonmembers: how many of them are non-members.
+
+    Raises:
+        TokenizerMismatchError: the index belongs to another tokenizer.
+    """
     missing: dict[str, str] = {}
     if reference is None:
         missing["reference"] = "it needs a reference model"
@@ -164,8 +161,13 @@ def _choose(
         missing["recall"] = "it needs at least 2 non-members"
     elif model.room <= max(map(len, rows)):
         missing["recall"] = f"a text fills the context of {model.context_length} tokens"
+    return missing
+
+
+def _choose(methods: Sequence[str] | None, missing: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The methods to run, and why the others are not; a method that was asked for must be possible."""
     if methods is None:
-        missing.setdefault("gradnorm", "it takes a backward pass for every text: name it to have it")
+        missing = {"gradnorm": "it takes a backward pass for every text: name it to have it", **missing}
         return [name for name in METHODS if name not in missing], missing
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
@@ -173,62 +175,4 @@ def _choose(
     for name in methods:
         if name in missing:
             raise InputError(f"The method {name!r} cannot be run: {missing[name]}.", "Give it, or leave the method out.")
-    return list(dict.fromkeys(methods)), {}
-
-
-def _figures(members: np.ndarray, nonmembers: np.ndarray, seed: int) -> dict[str, Any]:
-    area = auc_interval(members, nonmembers, seed=seed)
-    tprs = {f"tpr_at_{fpr:g}": tpr_at_fpr(members, nonmembers, fpr) for fpr in FPRS}
-    return {"auc": area.estimate, "low": area.low, "high": area.high, **tprs, "n": len(members)}
-
-
-def _by_copies(scores: dict[str, np.ndarray], copies: Sequence[int | None], is_member: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Members of each level of copies against all non-members, one row per level and method."""
-    known = np.array([i for i in np.flatnonzero(is_member).tolist() if copies[i] is not None], dtype=np.int64)
-    values = np.array([copies[i] for i in known.tolist()], dtype=np.int64)
-    levels = copy_levels(values)
-    return [
-        {
-            "copies": float(values[levels == level].mean()),
-            "method": name,
-            **_figures(score[known[levels == level]], score[~is_member], seed),
-        }
-        for level in np.unique(levels)
-        for name, score in scores.items()
-    ]
-
-
-def _curves(
-    scores: dict[str, np.ndarray], figures: dict[str, dict[str, Any]], is_member: np.ndarray, by_copies: list[dict[str, Any]]
-) -> dict[str, Curve]:
-    series = []
-    for name, values in scores.items():
-        curve = roc_curve(values[is_member], values[~is_member])
-        last = np.flatnonzero(np.append(np.diff(curve.fpr) > 0, True))  # the best threshold of every false positive rate
-        last = last[np.unique(np.linspace(0, len(last) - 1, 200).round().astype(int))]
-        points = [{"x": float(curve.fpr[i]), "y": float(curve.tpr[i]), "low": None, "high": None, "n": None} for i in [0, *last]]
-        series.append(Series(f"{name} (AUC {figures[name]['auc']:.2f})", points))
-    series.append(Series("chance", [{"x": x, "y": x, "low": None, "high": None, "n": None} for x in (0.0, 1.0)], "dashed"))
-    curves = [
-        Curve(
-            "membership-roc",
-            "Telling members from non-members",
-            "false positive rate",
-            "true positive rate",
-            series,
-            y_domain=(0, 1),
-            y_format="percent",
-            x_format="percent",
-            caption=f"{int(is_member.sum())} members, {int((~is_member).sum())} non-members.",
-        )
-    ]
-    if by_copies:
-        lines = []
-        for name in scores:
-            rows = [row for row in by_copies if row["method"] == name]
-            points = [{"x": r["copies"], "y": r["auc"], "low": r["low"], "high": r["high"], "n": r["n"]} for r in rows]
-            lines.append(Series(name, points))
-        caption = "Members of each level against all non-members; 95 % bootstrap intervals; 0.5 is chance."
-        title, x_label = "Repetition betrays members", "copies in the training data"
-        curves.append(Curve("membership-copies", title, x_label, "AUC", lines, "symlog", y_domain=(0, 1), caption=caption))
-    return {curve.id: curve for curve in curves}
+    return list(dict.fromkeys(methods)), missing

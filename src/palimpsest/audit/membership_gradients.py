@@ -6,7 +6,7 @@ Training went down the loss of its members, so there it is flatter (Wang, Wang, 
 2402.17012, who try it as a baseline of white-box attacks). The norm is that of the whole gradient: of one vector, not a mean over the
 norms of the weight matrices, which would count a bias of ten numbers as much as an embedding.
 
-A text takes a forward and a backward pass of its own, about three times what its score takes: `measure_membership` runs it when it is named.
+A text takes a forward and a backward pass of its own, about three times what its score takes: it is measured only when it is named.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _tracked(model: torch.nn.Module) -> Iterator[list[torch.nn.Parameter]]:
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad_(True)
     try:
         yield parameters
     finally:

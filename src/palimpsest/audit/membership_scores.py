@@ -14,9 +14,9 @@ With lp_t = log p(x_t | x_<t) for t = 1..T (the first token has no context and i
 
 Rows are ragged: lists with one array of T numbers a text.
 
-**Beside mimir** (iamgroot42/mimir; Duan et al., COLM 2024), whose scores are lower for members: on the same log-probs loss, zlib, reference,
-neighbour and dc-pdd are its scores with the other sign, and so is recall, to the last digits (`tests/audit/test_membership_formulas.py`).
-Where it is wrong, or we chose otherwise:
+**Beside mimir** (iamgroot42/mimir; Duan et al., COLM 2024), whose scores are lower for members: on the same log-probs loss, zlib,
+reference, neighbour, recall and dc-pdd are its scores with the other sign (`tests/audit/test_membership_formulas.py`). Where it is wrong,
+or we chose otherwise:
 
 * min-k and min-k++ keep int(k T) tokens there: none of a text of 4 at k = 0.2, whose score is NaN and which is then left out of the ROC
   curve in silence. Here ceil(k T), at least one. With as many tokens kept the scores are equal.

@@ -14,7 +14,8 @@ import polars as pl
 from palimpsest import __version__
 from palimpsest.audit.approximate import TRANSFORMS, fits, measure_approximate
 from palimpsest.audit.extraction import measure_extraction
-from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
+from palimpsest.audit.membership import BiasedSplitWarning, impossible_methods, measure_membership
+from palimpsest.audit.membership_passes import METHODS, NEIGHBOURS
 from palimpsest.audit.probabilistic import measure_probabilistic
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.evaluation.classes import measure_classes
@@ -60,8 +61,13 @@ def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
             continue
         add("classes", "why it is remembered", model, read, partial(_classes, plan, model))
         add("probabilistic", "many tries", model, read, partial(_probabilistic, plan, model))
-        if others:
-            add("membership", "membership", model, 2 * read, partial(_membership, plan, model), held_out=fingerprint_samples(others))
+        if others and not membership_attacks(plan, model):
+            skipped["membership"] = f"Of {model.name} none of the scores that were asked for can be taken."
+        elif others:
+            attacks = membership_attacks(plan, model)
+            key = {"held_out": fingerprint_samples(others), "general": plan.general.fingerprint if plan.general else None}
+            passes = 2 + NEIGHBOURS * ("neighbour_ngram" in attacks) + 3 * ("gradnorm" in attacks)
+            add("membership", "membership", model, passes * read, partial(_membership, plan, model), **key, attacks=list(attacks))
         else:
             skipped["membership"] = "There is no text that the model was surely not trained on; give some of the same kind with --held-out."
     model = largest(plan.models)
@@ -110,12 +116,24 @@ def _probabilistic(plan: AuditPlan, model: LanguageModel, progress: StepProgress
     )
 
 
+def membership_attacks(plan: AuditPlan, model: LanguageModel) -> list[str]:
+    """The membership scores that are taken of a model: those that are asked for and possible. What takes many passes a text, or another
+    corpus, is taken of the largest alone, on which the section rests."""
+    members, others = membership_split(plan)
+    main = model is largest(plan.models)
+    rows = [sample.ids for sample in (*members, *others)]
+    missing = impossible_methods(model, plan.references.get(model.name), plan.general if main else None, rows, len(others))
+    steep = () if main and plan.settings.attacks is not None else ("gradnorm",)
+    return [name for name in plan.settings.attacks or METHODS if name not in missing and name not in steep]
+
+
 def _membership(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     members, others = membership_split(plan)
-    door, reference = plan.cached(model), _reference(plan, model)
+    door, reference, attacks = plan.cached(model), _reference(plan, model), membership_attacks(plan, model)
+    index, seed = plan.general if model is largest(plan.models) else None, plan.settings.seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiasedSplitWarning)  # the report says it, in the answer of the section
-        return measure_membership(door, members, others, reference=reference, seed=plan.settings.seed, progress=progress)
+        return measure_membership(door, members, others, attacks, reference=reference, index=index, seed=seed, progress=progress)
 
 
 def _easiest(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from palimpsest.audit.membership_passes import METHODS
 from palimpsest.audit.probabilistic import TOP_K_40
 from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_samples
 from palimpsest.corpus import CorpusIndex, read_documents
@@ -35,6 +36,7 @@ class AuditSettings:
         guard_edits: token edits that the approximate guard allows for; 0 leaves it out.
         guard_samples: passages that are generated with and without the guard, the most easily leaked first.
         leaks: passages shown in the report.
+        attacks: membership scores, some of `palimpsest.audit.membership_passes.METHODS`; None: all that a pass or two a text give.
         seed: of every random choice.
     """
 
@@ -50,6 +52,7 @@ class AuditSettings:
     guard_edits: int = 2
     guard_samples: int = 24
     leaks: int = 12
+    attacks: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +63,9 @@ class AuditSettings:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 0.")
         require_share(self.edit_share)
+        unknown = set(self.attacks or METHODS) - set(METHODS)
+        if unknown:
+            raise InputError(f"There is no membership score {sorted(unknown)[0]!r}.", f"Choose from {', '.join(METHODS)}.")
         if not self.contexts or min(self.contexts) < 1:
             raise InputError(f"contexts are {self.contexts}.", "Give at least one length, each at least 1 token.")
 
@@ -83,6 +89,7 @@ class AuditPlan:
     unprotected: tuple[str, ...]
     settings: AuditSettings
     notes: tuple[str, ...] = ()  # where the audit is not what was asked for, and why
+    general: CorpusIndex | None = None  # text of the same language that holds neither the passages nor the held-out ones
 
     def cached(self, model: LanguageModel) -> ScoreCache:
         """The door to an audited or a reference model that all measurements of the audit share: no row is scored twice."""

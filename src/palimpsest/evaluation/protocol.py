@@ -44,6 +44,7 @@ def run_audit(
     held_out: str | Path | Sequence[PrefixSuffix] | None = None,
     protected: CorpusIndex | None = None,
     unprotected: Sequence[str] = (),
+    general: CorpusIndex | None = None,
     settings: AuditSettings | None = None,
     corpus_name: str | None = None,
     title: str | None = None,
@@ -62,6 +63,8 @@ def run_audit(
         held_out: text that the models were not trained on, of the same kind: the non-members.
         protected: the index that the guard protects; by default the corpus.
         unprotected: texts that the guard should not touch, to measure what it costs.
+        general: the index of text of the same language that holds neither the passages nor the held-out text: where neighbours and
+            token frequencies of two of the membership scores are taken from.
         settings: see `AuditSettings`.
         corpus_name: what the report calls the corpus; by default the name of its file or folder.
         title: headline of the report.
@@ -114,6 +117,7 @@ def run_audit(
             held_out=tuple(read_held_out(held_out, audited[0], settings)),
             unprotected=tuple(unprotected),
             settings=settings,
+            general=general,
             notes=departures(asked, settings, len(samples) if drawn else asked.samples),
         )
         job = Job(folder / "measurements", progress)

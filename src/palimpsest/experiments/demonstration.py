@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from palimpsest.audit.membership_passes import METHODS
 from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.evaluation.plan import AuditSettings
 from palimpsest.evaluation.protocol import claim_folder, run_audit
@@ -22,7 +23,8 @@ from palimpsest.experiments.canaries import Suite, one_thread, twins
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.models import LanguageModel
 
-SETTINGS = AuditSettings(contexts=(24, 36, 42, 48), suffix=16, guard_n=10, guard_samples=24, leaks=12)
+SETTINGS = AuditSettings(contexts=(24, 36, 42, 48), suffix=16, guard_n=10, guard_samples=24, leaks=12, attacks=METHODS)
+GENERAL = 4000  # paragraphs of the novels in which nothing is planted
 TITLE = "What three small models remember of texts that were planted in their training data"
 
 
@@ -56,6 +58,7 @@ def demonstrate(out: str | Path, *, seed: int = 0, progress: JobProgress | None 
             samples=suite.samples(max(settings.contexts), settings.suffix),
             protected=planted_index(suite, folder / "index"),
             unprotected=ordinary_text(),
+            general=general_index(suite, folder / "general"),
             settings=settings,
             corpus_name="novels with planted texts",
             title=TITLE,
@@ -68,6 +71,13 @@ def planted_index(suite: Suite, folder: Path) -> CorpusIndex:
     """The index of the planted texts alone: what the guard protects."""
     planted = suite.ledger.filter(pl.col("copies") >= 1)
     documents = (Document(row["id"], ids=np.array(row["ids"], dtype=np.int64)) for row in planted.iter_rows(named=True))
+    return CorpusIndex.build(documents, suite.tokenizer, folder)
+
+
+def general_index(suite: Suite, folder: Path) -> CorpusIndex:
+    """The index of novels alone: it knows how their language goes, and holds none of the passages, planted or not."""
+    rows = suite.tokenizer.encode_batch(base_text().train[:GENERAL])
+    documents = (Document(str(number), ids=np.array(row, dtype=np.int64)) for number, row in enumerate(rows) if row)
     return CorpusIndex.build(documents, suite.tokenizer, folder)
 
 
