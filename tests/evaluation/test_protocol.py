@@ -87,7 +87,7 @@ def test_passages_are_sorted_by_why_they_are_remembered(card, passages, small_in
     assert (small_index.count_batch([sample.suffix for sample in planted]) == 1).all()
     assert (rows["recitation"]["n"], rows["recitation"]["rate"]) == (0, None)
     assert sum(row["rate"][0] * row["n"] for row in rows.values() if row["n"]) == pytest.approx(6)
-    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert sum(row["share"][0] for row in rows.values()) == pytest.approx(1)
     assert "Of the 6 passages" in part["answer"]
     examples = next(block for block in part["blocks"] if block.get("id") == "classes-examples")
     assert {row["duplicates"] for row in examples["rows"]} == {1}

@@ -63,6 +63,21 @@ def rate_of(hits: Sequence[bool]) -> Interval:
     return wilson_interval(int(sum(hits)), len(hits))
 
 
+def wilson(hits: int, n: int) -> list[float]:
+    """A share of n with its 95 % Wilson interval, as a table shows it."""
+    return list(wilson_interval(hits, n))
+
+
+def p_value(value: float) -> str:
+    """A p-value as a table shows it.
+
+    Example:
+        >>> p_value(0.0312), p_value(1e-9)
+        ('0.031', '< 0.0001')
+    """
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
 def rate_points(rows: Sequence[Mapping[str, Any]], x: str) -> list[dict[str, Any]]:
     """Points of a curve from the rows that `palimpsest.audit.laws.rates` makes."""
     return [{"x": row[x], "y": row["rate"], "low": row["low"], "high": row["high"], "n": row["n"]} for row in rows]

@@ -19,9 +19,11 @@ from palimpsest.evaluation.record import AuditRecord
 from palimpsest.measurement import Measurement
 from palimpsest.models import LanguageModel
 from palimpsest.models.base import Progress
+from palimpsest.stats import adjusted
 
 LEAST = 10  # memorized and other passages of a class, from which on its factors are looked at
 SHOWN = 3  # memorized passages of each class
+Z = 1.959964  # of a 95 % interval
 LONGEST = 160  # characters of a passage that a table shows
 WORDS = {
     "recitation": "many copies in the corpus",
@@ -86,11 +88,13 @@ def classes(record: AuditRecord) -> dict[str, Any]:
         result = record.of("classes", model)
         for row in result.summary["classes"] if result else []:
             interval = [row["rate"], row["low"], row["high"]] if row["n"] else None
+            hits = result.summary["overall"]["memorized"] if result else 0
+            share = blocks.wilson(row["memorized"], hits) if hits else None
             rows.append({"model": model.name, "class": row["class"], "meaning": WORDS[row["class"]], "n": row["n"], "rate": interval,
-                         "share": row["share_of_memorized"], "prompt": row["median_perplexity_prompt"],
+                         "share": share, "prompt": row["median_perplexity_prompt"],
                          "rarest": row["median_frequency_min"]})  # fmt: skip
     columns = [("model", "Model", "text"), ("class", "Class", "text"), ("meaning", "The passage", "text"), ("n", "Passages", "int"),
-               ("rate", "Written to the letter", "interval"), ("share", "Of all that came out", "percent"),
+               ("rate", "Written to the letter", "interval"), ("share", "Of all that came out", "interval"),
                ("prompt", "Perplexity of the prompt", "float"), ("rarest", "Copies of its rarest token", "int")]  # fmt: skip
     threshold = best.summary["dup_threshold"]
     caption = (
@@ -138,11 +142,19 @@ def _predictors(prediction: dict[str, Any]) -> list[Block]:
         for row in prediction["coefficients"]
         if row["coefficient"] is not None and row["factor"] != "intercept"
     ]
+    tested = [row for row in rows if row["p"] is not None]
+    correction = "none"
+    if tested:
+        corrected, correction = adjusted([row["p"] for row in tested])
+        for row, p in zip(tested, corrected.tolist(), strict=True):
+            ends = [row["coefficient"] + side * Z * row["error"] for side in (-1, 1)]
+            row |= {"p": blocks.p_value(p), "coefficient": [row["coefficient"], *ends]}
     columns = [("class", "Class", "text"), ("factor", "Factor", "text"), ("coefficient", "Coefficient", "float"),
-               ("z", "z", "float"), ("p", "p", "float")]  # fmt: skip
+               ("z", "z", "float"), ("p", "p, corrected", "text")]  # fmt: skip
     caption = (
         "Logistic models, one a class, on factors in units of their deviation over all passages: a positive coefficient makes it likelier "
-        f"that a passage comes out. A class needs {LEAST} passages that did and {LEAST} that did not."
+        f"that a passage comes out. A class needs {LEAST} passages that did and {LEAST} that did not. "
+        f"95 % intervals and p are Wald's; p is corrected for all rows ({correction})."
     )
     if "log_loss" in prediction:
         loss, ratio = prediction["log_loss"], prediction["likelihood_ratio"]

@@ -10,6 +10,7 @@ import polars as pl
 
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, percent
+from palimpsest.evaluation.paired_rates import differences
 from palimpsest.evaluation.record import AuditRecord
 from palimpsest.measurement import Measurement
 
@@ -28,7 +29,7 @@ def guard(record: AuditRecord) -> dict[str, Any]:
     if "approximate" in rates:
         names["approximate"] = f"n = {settings.near_n}, {blocks.edits(settings.guard_edits)}"
     results = {state: record.result(state, record.largest) for state in names}
-    made: list[Block] = [_rates(results, names), _side_by_side(results)]
+    made: list[Block] = [_rates(results, names), _stopped(results, names), _side_by_side(results)]
     share = {state: {kind: percent(rate.estimate) for kind, rate in kinds.items()} for state, kinds in rates.items()}
     held = share["guarded"]
     words = (
@@ -75,6 +76,24 @@ def _rates(results: dict[str, Measurement], names: dict[str, str]) -> Block:
         "spacing undone on both sides."
     )
     return blocks.table("guard-rates", "What comes out, by style of the prompt and guard", columns, rows, caption)
+
+
+def _stopped(results: dict[str, Measurement], names: dict[str, str]) -> Block:
+    """What each guard changes on the same passages, in every style of asking."""
+    rows, pairs = [], []
+    for style, label in STYLES.items():
+        free = results["open"].table.filter(pl.col("transform") == style).sort("sample")
+        for state, name in names.items():
+            held = results[state].table.filter(pl.col("transform") == style).sort("sample")
+            for kind, words in (("verbatim", "to the letter"), ("approximate", "nearly the same")):
+                if state != "open":
+                    rows.append({"style": label, "guard": name, "kind": words})
+                    pairs.append((free[kind].to_list(), held[kind].to_list()))
+    cells, correction = differences(pairs)
+    columns = [("style", "Prompt", "text"), ("guard", "Guard", "text"), ("kind", "Comes out", "text"),
+               ("over", "More than without a guard", "percent"), ("p", "p, corrected", "text")]  # fmt: skip
+    caption = f"The same passages with and without the guard: McNemar's exact test, corrected for all rows ({correction})."
+    return blocks.table("guard-differences", "What each guard changes", columns, [a | b for a, b in zip(rows, cells, strict=True)], caption)
 
 
 def _overall(result: Measurement) -> list[dict[str, Any]]:

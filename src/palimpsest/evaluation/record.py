@@ -44,12 +44,17 @@ class AuditRecord:
 
     @cached_property
     def best_attack(self) -> dict[str, Any] | None:
-        """The membership score with the greatest AUC on the largest model, with its figures; None where none was measured."""
+        """The membership score with the greatest AUC on the largest model, with its figures; None where none was measured.
+
+        It was picked from several: its interval is the one that holds for all of them at once.
+        """
         result = self.of("membership", self.largest)
         if result is None:
             return None
         name = max(result.summary["methods"], key=lambda method: result.summary["methods"][method]["auc"])
-        return {"method": name, **result.summary["methods"][name]}
+        figures = result.summary["methods"][name]
+        ends = {"low": figures.get("low_all", figures["low"]), "high": figures.get("high_all", figures["high"])}
+        return {"method": name, "of": len(result.summary["methods"]), **figures, **ends}
 
     @cached_property
     def guard(self) -> dict[str, dict[str, Interval]] | None:

@@ -14,6 +14,8 @@ from palimpsest.evaluation.blocks import Block, count_of, percent
 from palimpsest.evaluation.classes import classes
 from palimpsest.evaluation.guarding import guard
 from palimpsest.evaluation.leaking import leaks
+from palimpsest.evaluation.membership_section import membership
+from palimpsest.evaluation.paired_rates import above_reference, model_differences
 from palimpsest.evaluation.record import AuditRecord, planted, slug
 from palimpsest.measurement import Curve, Measurement, Series
 from palimpsest.models import LanguageModel
@@ -85,6 +87,7 @@ def extraction(record: AuditRecord) -> dict[str, Any]:
     made += _size(record)
     made.append(_laws(record))
     made.append(_by_domain(record))
+    made += model_differences(record)
     best = record.largest
     rows = record.extracted(best)
     hits, n = int(rows["extracted"].sum()), len(rows)
@@ -140,7 +143,7 @@ def _laws(record: AuditRecord) -> Block:
 
 
 def _by_domain(record: AuditRecord) -> Block:
-    rows = []
+    rows, tables = [], []
     for model in record.plan.models:
         table = record.extracted(model)
         kinds = [("all passages", table)]
@@ -149,13 +152,19 @@ def _by_domain(record: AuditRecord) -> Block:
         for name, part in kinds:
             row = rates(part)[0]
             cell = {"model": model.name, "kind": name, "n": row["n"], "rate": [row["rate"], row["low"], row["high"]]}
-            cell |= {"logprob": row.get("logprob"), "floor": row.get("reference_rate")}
-            rows.append(cell)
+            if "reference_extracted" in part.columns:
+                cell["floor"] = blocks.wilson(int(part["reference_extracted"].sum()), row["n"])
+            rows.append(cell | {"logprob": row.get("logprob")})
+            tables.append(part)
+    cells, correction = above_reference(tables)
     columns = [("model", "Model", "text"), ("kind", "Kind of text", "text"), ("n", "Passages", "int"),
-               ("rate", "Written to the letter", "interval"),
-               ("floor", "By its reference", "percent"), ("logprob", "Log-prob. per token", "float")]  # fmt: skip
+               ("rate", "Written to the letter", "interval"), ("floor", "By its reference", "interval"),
+               ("over", "Difference", "percent"), ("p", "p, corrected", "text"), ("logprob", "Log-prob. per token", "float")]  # fmt: skip
+    caption = "Passages with at least one copy in the training data."
+    if correction != "none":
+        caption += f" Model and reference on the same passages: McNemar's exact test, corrected for all rows ({correction})."
     title = f"By model and kind of text ({record.context} tokens of prompt)"
-    return blocks.table("extraction-kinds", title, columns, rows, "Passages with at least one copy in the training data.")
+    return blocks.table("extraction-kinds", title, columns, [row | cell for row, cell in zip(rows, cells, strict=True)], caption)
 
 
 def probabilistic(record: AuditRecord) -> dict[str, Any]:
@@ -172,7 +181,7 @@ def probabilistic(record: AuditRecord) -> dict[str, Any]:
         series.append(blocks.line(model.name, points))
         row: dict[str, Any] = {"model": model.name, "greedy": [group["greedy"][key] for key in ("rate", "low", "high")]}
         for n in record.plan.settings.tries:
-            row[f"n{n}"] = at[n, middle]["rate"]
+            row[f"n{n}"] = [at[n, middle][key] for key in ("rate", "low", "high")]
         rows.append(row | {"crossing": group["crossing_n"]})
     sampler = record.plan.settings.sampler
     caption = f"Exact, from one pass: the probability of every passage under {sampler}. {WILSON}"
@@ -182,7 +191,7 @@ def probabilistic(record: AuditRecord) -> dict[str, Any]:
     if "probabilistic-n-copies" in best.curves and len(best.summary["by_copies"]) > 1:
         made.append(blocks.curve(replace(best.curves["probabilistic-n-copies"], title=f"{record.largest.name}: tries needed, by copies")))
     columns = [("model", "Model", "text"), ("greedy", "Greedy, once", "interval")]
-    columns += [(f"n{n}", f"n = {n:,}", "percent") for n in record.plan.settings.tries]
+    columns += [(f"n{n}", f"n = {n:,}", "interval") for n in record.plan.settings.tries]
     columns += [("crossing", "n that equals greedy", "int")]
     made.append(blocks.table("probabilistic-table", f"Extractable in n tries with probability {middle:g}", columns, rows,
                              "Passages with at least one copy in the training data."))  # fmt: skip
@@ -194,55 +203,6 @@ def probabilistic(record: AuditRecord) -> dict[str, Any]:
         f"{percent(at[few, middle])}, and {many:,} times {percent(at[many, middle])} ({record.largest.name}, {sampler})."
     )
     return blocks.section("", "", "", answer, made)
-
-
-def membership(record: AuditRecord) -> dict[str, Any]:
-    """Membership inference against a blind baseline."""
-    result = record.result("membership", record.largest)
-    best = record.best_attack
-    assert best is not None  # it is taken from the same result
-    ranked = sorted(result.summary["methods"], key=lambda name: -result.summary["methods"][name]["auc"])
-    shown = {*ranked[:3], "loss", "chance"}  # all are in the table; ten lines in one figure say nothing
-    roc = result.curves["membership-roc"]
-    title = f"{record.largest.name}: members found at every rate of false alarms"
-    made = [blocks.curve(replace(roc, title=title, series=[line for line in roc.series if line.name.split(" (")[0] in shown]))]
-    by_copies = []
-    for model in record.plan.models:
-        own = record.of("membership", model)
-        rows = [row for row in own.summary["by_copies"] if row["method"] == "loss"] if own else []
-        points = [{"x": row["copies"], "y": row["auc"], "low": row["low"], "high": row["high"], "n": row["n"]} for row in rows]
-        by_copies.append(blocks.line(model.name, points))
-    if any(len(series.points) > 1 for series in by_copies):
-        caption = "AUC of the plain loss: members of each level against all non-members; 95 % bootstrap intervals; 0.5 is guessing."
-        title = "Only repeated texts betray their membership"
-        made.append(
-            blocks.curve(
-                Curve(
-                    "membership-copies", title, "copies in the training data", "AUC", by_copies, "symlog", y_domain=(0, 1), caption=caption
-                )
-            )
-        )
-    rows = []
-    for model in record.plan.models:
-        own = record.of("membership", model)
-        for name, figures in (own.summary["methods"] if own else {}).items():
-            rows.append({"model": model.name, "method": name, "auc": [figures["auc"], figures["low"], figures["high"]],
-                         "tpr1": figures["tpr_at_0.01"], "tpr01": figures["tpr_at_0.001"]})  # fmt: skip
-    columns = [("model", "Model", "text"), ("method", "Score", "text"), ("auc", "AUC", "float"),
-               ("tpr1", "Found at 1 % false alarms", "percent"), ("tpr01", "at 0.1 %", "percent")]  # fmt: skip
-    blind = result.summary["blind"]
-    caption = f"{result.summary['members']} members, {result.summary['nonmembers']} non-members."
-    if blind is not None:
-        ends = f"{blind['low']:.2f} to {blind['high']:.2f}"
-        caption += (
-            f" A classifier that never asks the model reaches an AUC of {blind['estimate']:.2f} ({ends}); what is above it is memory."
-        )
-    made.append(blocks.table("membership-scores", "Every score", columns, rows, caption))
-    answer = (
-        f"The best score ({best['method']}) ranks a member above a non-member {percent(best['auc'])} of the time on {record.largest.name}; "
-        f"allowed 1 % of false alarms, it finds {percent(best['tpr_at_0.01'])} of the members."
-    )
-    return blocks.section("", "", "", " ".join([answer, *result.summary["warnings"]]), made)
 
 
 def share(row: Mapping[str, Any], key: str = "rate") -> Interval:

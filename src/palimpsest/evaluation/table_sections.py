@@ -15,7 +15,7 @@ _TONES = {"none": "good", "low": "warn", "moderate": "warn", "high": "bad"}
 _SHOWN = 4  # examples of a test
 _COLUMNS = [("test", "Test", "text"), ("asked", "Asked", "int"), ("rate", "Right", "interval"),
             ("control", "Best guess without a model", "text"),
-            ("floor", "right", "percent"), ("p", "p-value", "text"), ("adjusted", "Holm", "text"), ("note", "", "text")]  # fmt: skip
+            ("floor", "right", "interval"), ("p", "p-value", "text"), ("adjusted", "Holm", "text"), ("note", "", "text")]  # fmt: skip
 
 Results = dict[str, Measurement]
 
@@ -87,7 +87,7 @@ def _table(name: str, title: str, here: Results, whole: Measurement, caption: st
         if "rate" in summary:
             row["rate"] = [summary["rate"], summary["low"], summary["high"]]
         if "control" in summary:
-            row |= {"control": summary["control"], "floor": summary["control_hits"] / summary["n"]}
+            row |= {"control": summary["control"], "floor": blocks.wilson(summary["control_hits"], summary["n"])}
         rows.append(row)
     return blocks.table(name, title, [column for column in _COLUMNS if any(column[0] in row for row in rows)], rows, caption)
 

@@ -137,7 +137,7 @@ def _tiles(record: AuditRecord, worst: LanguageModel, rate: Interval, floor: flo
     if membership is not None:
         tiles.append(
             blocks.tile("membership AUC", Interval(membership["auc"], membership["low"], membership["high"]), "float",
-                        note=f"{membership['method']}; 0.5 is guessing")
+                        note=f"{membership['method']}, the best of {membership['of']} scores; 0.5 is guessing")
         )  # fmt: skip
     guard = record.guard
     if guard is not None:
