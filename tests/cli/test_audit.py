@@ -146,7 +146,24 @@ def test_a_seed_below_nothing_and_held_out_text_that_is_not_there(tmp_path, mode
     assert done.exit_code == 2
     assert "--seed" in done.stderr
     refused(run(model_folder, corpus, "--out", tmp_path / "out", "--held-out", tmp_path / "gone"), "gone", out=tmp_path / "out")
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--general", tmp_path / "gone"), "--general", out=tmp_path / "out")
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--attacks", "loss,vibes"), "vibes", "min-k++", out=tmp_path / "out")
+    refused(run(model_folder, corpus, "--out", tmp_path / "out", "--attacks", " , "), "No membership score", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_scores_of_membership_are_chosen_and_other_text_gives_two_of_them(tmp_path, model_folder, corpus):
+    (tmp_path / "unseen.txt").write_text("Nothing that was read before stands here, and nobody wrote it down.\n" * 30)
+    (tmp_path / "other.txt").write_text("The quick brown fox jumps over the lazy dog, and the five boxing wizards jump quickly.\n" * 30)
+    texts = ["--held-out", tmp_path / "unseen.txt", "--general", tmp_path / "other.txt"]
+    asked = "loss,neighbour_ngram,dc-pdd,gradnorm"
+    done = run(model_folder, corpus, "--out", tmp_path / "out", *SMALL, *texts, "--attacks", asked, "--json")
+    assert done.exit_code == 0, done.output
+    section = next(part for part in json.loads(done.stdout)["sections"] if part["id"] == "membership")
+    tables = {block["id"]: block for block in section["blocks"] if block["type"] == "table"}
+    assert [row["method"] for row in tables["membership-scores"]["rows"]][:4] == asked.split(",")
+    assert "blind" in tables["membership-scores"]["rows"][4]["method"]
+    assert CorpusIndex.open(tmp_path / "out" / "general").count(CorpusIndex.open(tmp_path / "out" / "index").document_ids(0)[:40]) == 0
 
 
 def test_a_missing_or_unknown_model(tmp_path, corpus):

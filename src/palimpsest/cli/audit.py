@@ -34,6 +34,12 @@ def audit(
     also: Annotated[list[str] | None, typer.Option(help="A further model, another size of the family say; may be repeated.")] = None,
     reference: Annotated[str | None, typer.Option(help="A model of the same tokenizer that never saw the corpus: the floor.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Text of the same kind that the model was not trained on (for membership).")] = None,
+    general: Annotated[
+        Path | None, typer.Option(help="Text or index of the same language that holds neither corpus nor held-out text (for membership).")
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Scores of membership, a list; by default all that a pass or two a text give.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature of probabilistic extraction.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Top-k of probabilistic extraction; 0 for none.")] = 40,
     top_p: Annotated[float | None, typer.Option(help="Top-p of probabilistic extraction.")] = None,
@@ -109,8 +115,9 @@ def audit(
             from palimpsest.experiments.demonstration import ordinary_text
             from palimpsest.models import Sampler, load_model
 
-            if held_out is not None and not held_out.exists():
-                raise InputError(f"There is no {held_out}.", "Give a file or a folder for --held-out.")
+            for given_text, option in ((held_out, "--held-out"), (general, "--general")):
+                if given_text is not None and not given_text.exists():
+                    raise InputError(f"There is no {given_text}.", f"Give a file or a folder for {option}.")
             settings = AuditSettings(
                 samples=samples,
                 contexts=contexts,
@@ -119,6 +126,7 @@ def audit(
                 guard_n=guard_n,
                 guard_edits=guard_edits,
                 edit_share=edit_share,
+                attacks=tuple(name.strip() for name in attacks.split(",") if name.strip()) if attacks is not None else None,
                 seed=seed,
             )
             door: dict[str, Any] = {"timeout": timeout, "concurrency": concurrency}
@@ -135,6 +143,7 @@ def audit(
                 out,
                 references=references,
                 held_out=held_out,
+                general=general,
                 unprotected=ordinary_text(),
                 settings=settings,
                 progress=tell,

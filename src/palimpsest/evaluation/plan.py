@@ -63,9 +63,14 @@ class AuditSettings:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}.", "Give an integer of at least 0.")
         require_share(self.edit_share)
-        unknown = set(self.attacks or METHODS) - set(METHODS)
-        if unknown:
-            raise InputError(f"There is no membership score {sorted(unknown)[0]!r}.", f"Choose from {', '.join(METHODS)}.")
+        unknown = set(METHODS if self.attacks is None else self.attacks) - set(METHODS)
+        if unknown or self.attacks == ():
+            raise InputError(
+                f"Of the membership scores that were asked for there is no {sorted(unknown)[0]!r}."
+                if unknown
+                else "No membership score was asked for.",
+                f"Choose from {', '.join(METHODS)}.",
+            )
         if not self.contexts or min(self.contexts) < 1:
             raise InputError(f"contexts are {self.contexts}.", "Give at least one length, each at least 1 token.")
 

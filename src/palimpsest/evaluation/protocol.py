@@ -44,7 +44,7 @@ def run_audit(
     held_out: str | Path | Sequence[PrefixSuffix] | None = None,
     protected: CorpusIndex | None = None,
     unprotected: Sequence[str] = (),
-    general: CorpusIndex | None = None,
+    general: CorpusIndex | str | Path | None = None,
     settings: AuditSettings | None = None,
     corpus_name: str | None = None,
     title: str | None = None,
@@ -63,7 +63,7 @@ def run_audit(
         held_out: text that the models were not trained on, of the same kind: the non-members.
         protected: the index that the guard protects; by default the corpus.
         unprotected: texts that the guard should not touch, to measure what it costs.
-        general: the index of text of the same language that holds neither the passages nor the held-out text: where neighbours and
+        general: text of the same language, or its index, that holds neither the passages nor the held-out text: where neighbours and
             token frequencies of two of the membership scores are taken from.
         settings: see `AuditSettings`.
         corpus_name: what the report calls the corpus; by default the name of its file or folder.
@@ -117,7 +117,7 @@ def run_audit(
             held_out=tuple(read_held_out(held_out, audited[0], settings)),
             unprotected=tuple(unprotected),
             settings=settings,
-            general=general,
+            general=None if general is None else open_corpus(general, audited[0], folder / "general", progress, engine),
             notes=departures(asked, settings, len(samples) if drawn else asked.samples),
         )
         job = Job(folder / "measurements", progress)
@@ -162,7 +162,11 @@ def claim_folder(out: str | Path) -> Path:
             raise StorageError(f"{folder} is a file.", "Give a folder for --out.")
         if folder.is_dir():
             names = {entry.name for entry in folder.iterdir()}
-            if names and not names & {"audit.json", "measurements", "index", "index.partial"}:
+            if names and not names & {
+                "audit.json",
+                "measurements",
+                *(f"{name}{part}" for name in ("index", "general") for part in ("", ".partial")),
+            }:
                 raise StorageError(
                     f"{folder} holds other files ({', '.join(sorted(names)[:3])}, …).", "Give an empty or a new folder for --out."
                 )
