@@ -11,7 +11,7 @@ import torch
 from palimpsest.experiments import book_sort_lab as lab
 from palimpsest.training.batch import IGNORE
 
-CONFIG = lab.SortLabConfig(seed=3, words=12, length=8, recited=5, steps=2, tasks=6, texts=3, width=16, layers=1, heads=2, trials=40)
+CONFIG = lab.SortLabConfig(seed=3, words=12, length=8, recited=5, steps=2, tasks=6, texts=3, ramp=0, width=16, layers=1, heads=2, trials=40)
 
 
 def test_a_task_says_which_of_two_segments_of_its_sequence_comes_first():
@@ -38,6 +38,15 @@ def test_a_text_is_one_of_those_that_are_learnt_and_asked_for_whole():
         assert tuple(ids[1:9]) in texts
         assert labels[:8] == ids[1:9]
         assert set(labels[8:]) == {IGNORE}
+
+
+def test_sequences_grow_from_two_segments_to_the_whole():
+    batches = lab.SortBatches(replace(CONFIG, ramp=8))
+    assert [batches.length(k) for k in (0, 1, 2, 6, 8, 100)] == [4, 4, 5, 7, 8, 8]
+    ids, labels = batches[0].input_ids[0].tolist(), batches[0].labels[0].tolist()
+    assert [ids[k] for k in (0, 5, 8, 11)] == [lab.END, lab.A, lab.B, lab.ASK]
+    assert [k for k, label in enumerate(labels) if label != IGNORE] == [6, 9, 11]
+    assert labels[11] == ids[12] == (lab.A if ids[6:8] == ids[1:3] else lab.B)
 
 
 def test_batches_follow_from_their_number():

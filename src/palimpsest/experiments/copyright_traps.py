@@ -11,8 +11,8 @@ specification has them:
 * the owner's p-value is below 0.01 in the top cell for the target, and for the clean model the p-values of all traps are uniform
   (Kolmogorov-Smirnov p > 0.05, each rank spread at random over its step, which makes it exactly uniform under the null).
 
-Departures: the novels that are shipped stand in for the Bible and the other half of them for program documentation; the bucket of
-perplexity is one and wide ([100, 400), cells of 25), for a model of this size finds its own text surprising.
+Departures: the novels that are shipped stand in for the Bible and the other half of them for program documentation; the buckets of
+perplexity are three, each four times as high as it begins, from 25 to 1,600, for a model of this size finds its own text surprising.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STATEMENT = (
     "tests fail."
 )
 LENGTHS, COPIES, SIBLINGS = (8, 24), (1, 8, 32), 3
-BUCKET, CELL, MIN_WORDS = (100.0, 400.0), 25.0, 800
+BUCKETS, CELL, MIN_WORDS = ((25.0, 100.0), (100.0, 400.0), (400.0, 1600.0)), 75.0, 800
 CPU = CanaryConfig(sizes=("m",), n_sequences=9000, lr=3e-3)
 SMOKE = replace(CPU, sizes=("s",), n_sequences=128)
 
@@ -68,9 +68,9 @@ def run(scale: str, seed: int) -> Claim:
     # other weights than the twins': a reference that began where the target began would know too well how it thinks
     maker = replace(plain, seed=seed + 1000)
     reference = _only(train_suite(maker, data=_stream(maker, tokenizer, {"standard": [documents[i] for i in half]})).models)
-    each = (24 if full else 2) * len(COPIES) * (1 + SIBLINGS)
-    bucket, cell = (BUCKET, CELL) if full else ((1.0, 1e6), 1e6)
-    traps = TrapFactory(reference, cell=cell).make(each, LENGTHS, [bucket], seed)
+    buckets, cell = (BUCKETS, CELL) if full else (((1.0, 1e6),), 1e6)
+    each = (24 if full else 2) // len(buckets) * len(COPIES) * (1 + SIBLINGS)
+    traps = TrapFactory(reference, cell=cell).make(each, LENGTHS, buckets, seed)
     planted, manifest = inject(documents, traps, COPIES, siblings=SIBLINGS, min_words=MIN_WORDS, seed=seed)
     hosts = {planting.document for planting in manifest.plantings}
     order = sorted(range(len(documents)), key=lambda i: i not in hosts)  # no copy may fall behind the end of the run
