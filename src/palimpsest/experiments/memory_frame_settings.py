@@ -1,9 +1,9 @@
 """The evaluation's half of the claim of system 104 (memory-frame): item 1 of its "works when", the three settings on a made-up world.
 
-One fact of every person is asked at the end of the world's time. A fifth of these facts changed after the model's cut; the others still
-hold. The model saw all of them as they were on the day of the cut. *Param* has full stops in the evidence slot; *offline* the document of
-the day of the cut; *online* the document of the day of the question, as a store has it whose rows are replaced when they change. Both
-stores are searched by BM25.
+Two hundred people are asked about, one fact each, at the end of the world's time. A fifth of these facts changed after the model's cut;
+the others still hold. The model saw all of them as they were on the day of the cut. *Param* has full stops in the evidence slot; *offline*
+the document of the day of the cut; *online* the document of the day of the question, as a store has it whose rows are replaced when they
+change. Both stores are searched by BM25.
 
 A model of this size does not read evidence unless it is taught to. The *reader* is trained on three kinds of rows:
 
@@ -38,7 +38,7 @@ from palimpsest.experiments.memory_frame_world import RELATIONS, WORDINGS, LabWo
 from palimpsest.models.hf import HFModel
 from palimpsest.training.examples import Example
 
-CHANGED = 0.2  # share of the asked facts
+QUESTIONS, CHANGED = 200, 0.2  # at most so many facts are asked, and this share of them changed
 ASKED, WRITTEN = 0, 1  # the wordings of questions and of documents
 TEMPLATE = Template("{evidence} {question}", filler=".", separator="", stop=(".",))
 
@@ -53,10 +53,10 @@ class ReaderConfig:
         reading: rows from which reading is learned.
     """
 
-    background: int = 100
+    background: int = 300
     plain: int = 10
     slotted: int = 5
-    reading: int = 12_000
+    reading: int = 36_000
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Reader:
 
     @cached_property
     def asked(self) -> list[Fact]:
-        """One fact a person, as it was on the day of the cut: first those that changed since, then those that still hold."""
-        people = len({fact.subject for fact in self.lab.facts})
+        """At most one fact a person, as it was on the day of the cut: first those that changed since, then those that still hold."""
+        people = min(QUESTIONS, len({fact.subject for fact in self.lab.facts}))
         changed, lasting = ({f.subject: f for f in self.lab.facts if self.lasts(f) is kind} for kind in (False, True))
         first = list(changed.values())[: round(CHANGED * people)]
         taken = {fact.subject for fact in first}
-        return first + [fact for fact in lasting.values() if fact.subject not in taken]
+        return (first + [fact for fact in lasting.values() if fact.subject not in taken])[:people]
 
     @cached_property
     def others(self) -> list[Fact]:

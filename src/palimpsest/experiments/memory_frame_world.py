@@ -50,9 +50,9 @@ class WorldConfig:
     """
 
     seed: int = 0
-    people: int = 200
-    forget: int = 200
-    unseen: int = 400
+    people: int = 300
+    forget: int = 300
+    unseen: int = 500
     epochs: int = 18
     batch_size: int = 16
     lr: float = 3e-3
