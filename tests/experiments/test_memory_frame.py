@@ -10,6 +10,7 @@ import pytest
 from palimpsest.errors import InputError
 from palimpsest.evaluation.temporal import Freshness
 from palimpsest.experiments import memory_frame as experiment
+from palimpsest.experiments.memory_frame_reading import DOCUMENTS, long_reading
 from palimpsest.experiments.memory_frame_settings import Reader, ReaderConfig, three_settings
 from palimpsest.experiments.memory_frame_world import CUT, WORDINGS, LabWorld, WorldConfig
 from palimpsest.models.base import LanguageModel, Scores
@@ -106,6 +107,37 @@ def test_the_verdict_follows_from_what_the_model_can_do(reader, monkeypatch, rea
     assert [row["gain"] for row in part.rows[6:]] == ["param to offline", "param to online", "offline to online"]
 
 
+class ReadsLittle(Scripted):
+    """Says the last word of the sentence about whom it is asked, if at most `most` sentences stand in the slot."""
+
+    most = 2
+
+    def generate(self, prefixes, max_new_tokens, **options):
+        names = {self.tokenizer.encode(fact.subject)[0] for fact in self.reader.lab.facts}
+        written = []
+        for ids in prefixes:
+            *sentences, question = " ".join(map(str, ids)).split(f" {self.stop} ")
+            read = [list(map(int, one.split())) for one in sentences if not set(one.split()) <= {str(self.stop)}]
+            (asked,) = names & set(map(int, question.split()))
+            found = [one[-1] for one in read if asked in one]
+            written.append([np.array([found[0] if found and len(read) <= self.most else self.stop])])
+        return written
+
+
+@pytest.mark.parametrize(("most", "winners"), [(8, ["reading"] * 4), (2, ["reading"] * 2 + ["retrieval"] * 2)])
+def test_the_winner_is_predicted_where_reading_fails_and_where_it_does_not(reader, monkeypatch, most, winners):
+    monkeypatch.setattr(Reader, "model", lambda self: ReadsLittle(self, True))
+    monkeypatch.setattr(ReadsLittle, "most", most)
+    part = long_reading(reader, 5)
+    agreed, decided, retrieval, length = part.checks
+    assert (agreed.ours, decided.ours) == (1.0, 4.0)
+    assert retrieval.ours == pytest.approx(0.5, abs=0.15)
+    assert [row["predicted"] for row in part.rows] == [row["measured"] for row in part.rows] == winners
+    assert [row["length"] for row in part.rows] == [reader.slot * n for n in DOCUMENTS]
+    assert [row["reading"] for row in part.rows] == [1.0 if n <= most else 0.0 for n in DOCUMENTS]
+    assert length.ours is None if most == 8 else 2 * reader.slot < length.ours < 4 * reader.slot
+
+
 def test_the_reader_is_trained_once_and_its_data_counts(reader, monkeypatch):
     first = reader.model().fingerprint
     assert replace(reader, config=replace(reader.config, reading=299)).model().fingerprint != first
@@ -118,7 +150,7 @@ def test_smoke_runs_and_what_holds_for_every_model_holds(monkeypatch, tmp_path):
     claim = experiment.run("smoke", 5)
     assert claim.passed
     assert sum(check.threshold is not None for check in claim.checks) == 6
-    assert {row["item"] for row in claim.rows} == {"settings", "governor", "comparisons", "forgetting"}
+    assert {row["item"] for row in claim.rows} == {"settings", "governor", "comparisons", "forgetting", "reading"}
     assert claim.checks[-1].what.startswith("P3")
 
 
