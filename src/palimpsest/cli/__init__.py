@@ -40,6 +40,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Which tokens activate a model's features, and where its loss is.",
     ),
     "memory-tokens": ("palimpsest.cli.memory_tokens", "app", "Write texts into input vectors of a frozen model and read them back."),
+    "reference": (
+        "palimpsest.cli.reference",
+        "reference",
+        "Have a model recall which passage of a corpus answers a question.",
+    ),
     "traps": ("palimpsest.cli.traps", "app", "Make copyright traps, plant them in documents, ask a model whether it knows them."),
     "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
