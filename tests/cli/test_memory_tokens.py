@@ -29,7 +29,7 @@ def run(tmp_path, tiny_model, other_model, monkeypatch):
 
 def test_what_was_written_is_read_back(run, tmp_path):
     texts, out = tmp_path / "texts.jsonl", tmp_path / "bank"
-    options = ("--vectors", 4, "--lr", 0.1, "--steps", 400)
+    options = ("--before", "page", "--vectors", 4, "--lr", 0.1, "--steps", 400)
     written = json.loads(run("write", "any", texts, "--out", out, *options, "--json").splitlines()[-1])
     assert written["texts"][0]["exact"]
     assert written["n_tokens"] == 4

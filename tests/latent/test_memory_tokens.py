@@ -94,6 +94,28 @@ def test_decoding_agrees_with_the_teacher_forced_pass(tokens):
         assert best[: len(expected)] == expected
 
 
+def test_what_stands_before(tokens):
+    """The same as vectors of its embeddings in front, of which only the others are trained."""
+    model = tokens.model
+    behind = MemoryTokens(model, [30, 31])
+    bank = behind.encode([ROWS[3]], n_tokens=2, lr=0.1, max_steps=200)
+    assert bank.settings["before"] == [30, 31]
+    assert bank.memories[0].exact
+    front = model.model.get_input_embeddings()(torch.tensor([30, 31])).detach().numpy()
+    whole = np.concatenate([front, bank[0]])
+    assert tokens.decode(whole, 2).tolist() == behind.decode(bank[0], 2).tolist() == ROWS[3]
+    start = np.concatenate([front, tokens.initial(2).numpy()])
+    ids = torch.from_numpy(np.concatenate([start, model.model.get_input_embeddings()(torch.tensor(ROWS[3])).detach().numpy()]))[None]
+    logprobs = model.model(inputs_embeds=ids).logits[0, 3:].log_softmax(-1).detach()
+    expected = -(float(logprobs[0, ROWS[3][0]]) + float(logprobs[1, EOS])) / 2
+    assert bank.memories[0].losses[0] == pytest.approx(expected, abs=1e-4)
+    assert MemoryTokens(model, "ab").before.tolist() == model.tokenizer.encode("ab")
+    with pytest.raises(InputError, match="999"):
+        MemoryTokens(model, [999])
+    with pytest.raises(ContextOverflowError):
+        behind.encode([[5] * 126])
+
+
 def test_ties_go_to_the_lowest_id_and_eos_ends(tokens, model):
     vector = np.ones((1, 32), np.float32)
     model.model.lm_head.weight.data.zero_()

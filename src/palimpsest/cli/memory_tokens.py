@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 
 Model = Annotated[str, typer.Argument(help="The model, with its weights: a known name, a folder, a hub id or a .gguf file.")]
 Texts = Annotated[list[Path], typer.Argument(metavar="TEXT...", help="Texts, or folders of them; every document is a text.")]
+Before = Annotated[str, typer.Option(help="What stands in front of the vectors, a special token for instance.")]
 Vectors = Annotated[int, typer.Option("--vectors", min=1, help="Input vectors a text.")]
 Optimizer = Annotated[str, typer.Option(help="adam, or sgd as in the paper.")]
 Rate = Annotated[float | None, typer.Option(help="The optimizer's rate [default: 0.05 for adam, 5 for sgd].")]
@@ -30,6 +31,7 @@ def write(
     model: Model,
     texts: Texts,
     out: Annotated[Path, typer.Option(help="The folder to write the vectors and their record to.")],
+    before: Before = "",
     vectors: Vectors = 1,
     optimizer: Optimizer = "adam",
     lr: Rate = None,
@@ -46,7 +48,7 @@ def write(
     names, contents = _read(texts)
     with progress_bar(Console(stderr=True)) as bar:
         job = bar.add_task("writing", total=None)
-        bank = MemoryTokens(load_model(model)).encode(
+        bank = MemoryTokens(load_model(model), before).encode(
             contents, n_tokens=vectors, optimizer=optimizer, lr=lr, max_steps=steps, init=init, seed=seed,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
         )  # fmt: skip
@@ -78,7 +80,7 @@ def read(
     bank = MemoryBank.load(folder)
     if number is not None and number > len(bank):
         raise InputError(f"--number is {number}, but {folder} holds {len(bank)} texts.", f"Give 1 to {len(bank)}.")
-    tokens = MemoryTokens(load_model(model))
+    tokens = MemoryTokens(load_model(model), bank.settings["before"])
     if tokens.model.fingerprint != bank.model:
         raise InputError(
             f"{folder} was written with the model {bank.model[:12]}, {model} is {tokens.model.fingerprint[:12]}.",
@@ -100,6 +102,7 @@ def measure(
     texts: Texts,
     length: Annotated[list[int] | None, typer.Option(help="Tokens of a beginning; may be repeated [default: 8, 16 and 32].")] = None,
     random: Annotated[int | None, typer.Option(min=0, help="Random sequences of each length [default: as many as texts].")] = None,
+    before: Before = "",
     vectors: Vectors = 1,
     optimizer: Optimizer = "adam",
     lr: Rate = None,
@@ -117,7 +120,7 @@ def measure(
     with progress_bar(Console(stderr=True)) as bar:
         job = bar.add_task("writing and reading", total=None)
         measured = measure_reversible(
-            load_model(model), contents, length or (8, 16, 32), random=random, seed=seed,
+            load_model(model), contents, length or (8, 16, 32), before=before, random=random, seed=seed,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
             n_tokens=vectors, optimizer=optimizer, lr=lr, max_steps=steps, init=init,
         )  # fmt: skip

@@ -36,6 +36,7 @@ def measure_reversible(
     texts: Sequence[str],
     lengths: Sequence[int] = (8, 16, 32),
     *,
+    before: str | Sequence[int] = "",
     random: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -47,6 +48,7 @@ def measure_reversible(
         model: needs "weights".
         texts: each of at least as many tokens as the greatest length.
         lengths: tokens of the beginnings.
+        before: what stands in front of the vectors, see `MemoryTokens`.
         random: sequences of random tokens of each length; by default as many as texts, 0 for none.
         seed: of the random tokens, and of the training.
         progress: called with (sequences done, sequences in all).
@@ -67,7 +69,7 @@ def measure_reversible(
         >>> measure_reversible(model, texts, (8, 16), max_steps=250).summary["reach"]   # doctest: +SKIP
         16
     """
-    tokens = MemoryTokens(model)
+    tokens = MemoryTokens(model, before)
     encoded = _encoded(model, texts, lengths)
     drawn = len(encoded) if random is None else random
     if drawn < 0:
@@ -86,7 +88,14 @@ def measure_reversible(
     levels = [_level(table, kind, length) for length in lengths for kind in (TEXT, *([RANDOM] if drawn else []))]
     held = [level["length"] for level in levels if level["kind"] == TEXT and level["exact"]["estimate"] >= 0.5]
     summary = {"levels": levels, "reach": max(held, default=None)}
-    provenance = {"model": model.describe(), "seed": seed, "training": training, "lengths": lengths, "environment": environment()}
+    provenance = {
+        "model": model.describe(),
+        "seed": seed,
+        "before": tokens.before.tolist(),
+        "training": training,
+        "lengths": lengths,
+        "environment": environment(),
+    }
     return Measurement("reversible", table, summary, provenance, {"reversible": _curve(levels)})
 
 

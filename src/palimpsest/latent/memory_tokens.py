@@ -41,10 +41,12 @@ class MemoryTokens:
 
     Args:
         model: an `HFModel` whose tokenizer has an EOS id.
+        before: what stands in front of the vectors, text or ids; nothing in the paper. Many models use the very first position as a sink
+            for attention, whatever stands there, and hardly read it.
 
     Raises:
         CapabilityError: a door without weights.
-        InputError: no EOS id.
+        InputError: no EOS id, or ids outside the vocabulary.
 
     Example:
         >>> tokens = MemoryTokens(load_model("smollm2-135m"))                       # doctest: +SKIP
@@ -53,13 +55,15 @@ class MemoryTokens:
         'In the beginning was the word.'
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, before: str | Sequence[int] = "") -> None:
         if not isinstance(model, HFModel):
             raise model.lacks("weights", "Training an input vector")
         if model.tokenizer.eos_id is None:
             raise InputError(f"The tokenizer of {model.name} has no EOS id.", "Give a Tokenizer with eos_id: the text must end somewhere.")
         self.model = model
         self.eos = model.tokenizer.eos_id
+        ids = model.tokenizer.encode(before) if isinstance(before, str) else list(before)
+        self.before = check_rows([ids], model.vocab_size, model.context_length, 0, "before")[0] if len(ids) else np.empty(0, np.int64)
 
     def encode(
         self,
@@ -96,7 +100,7 @@ class MemoryTokens:
         vectors = np.empty((len(rows), *start.shape), np.float32)
         trained: dict[int, tuple[list[float], float]] = {}
         with self._frozen():
-            for batch in batches_by_length([len(row) + n_tokens for row in rows], self.model.batch_tokens):
+            for batch in batches_by_length([len(row) + n_tokens + len(self.before) for row in rows], self.model.batch_tokens):
                 found, histories = self._train([rows[i] for i in batch], start, optimizer, lr, max_steps)
                 vectors[batch] = found.cpu().numpy()
                 trained |= dict(zip(batch, histories, strict=True))
@@ -107,7 +111,15 @@ class MemoryTokens:
             Memory(len(row), _digest(row), len(trained[i][0]) - 1, trained[i][0], trained[i][1], np.array_equal(written[i], row))
             for i, row in enumerate(rows)
         ]
-        settings = {"n_tokens": n_tokens, "optimizer": optimizer, "lr": lr, "max_steps": max_steps, "init": init, "seed": seed}
+        settings = {
+            "before": self.before.tolist(),
+            "n_tokens": n_tokens,
+            "optimizer": optimizer,
+            "lr": lr,
+            "max_steps": max_steps,
+            "init": init,
+            "seed": seed,
+        }
         return MemoryBank(vectors, memories, self.model.fingerprint, self.model.tokenizer.fingerprint, settings)
 
     def decode(self, vectors: np.ndarray, max_new_tokens: int) -> np.ndarray:
@@ -130,8 +142,10 @@ class MemoryTokens:
                 f"Give finite vectors of shape (n_tokens, {width}) as MemoryBank holds them, and 1 token or more.",
             )
         # the last token written need not be fed, and an EOS never is
-        check_rows([np.zeros(vectors.shape[1], np.int64)], 1, self.model.context_length, max_new_tokens - 1, "The memory")
-        fed: dict[str, Any] = {"inputs_embeds": torch.from_numpy(vectors).to(self.model.device, self._embedding().weight.dtype)}
+        check_rows(
+            [np.zeros(len(self.before) + vectors.shape[1], np.int64)], 1, self.model.context_length, max_new_tokens - 1, "The memory"
+        )
+        fed: dict[str, Any] = {"inputs_embeds": self._behind(torch.from_numpy(vectors).to(self.model.device))}
         written = np.full((len(vectors), max_new_tokens), self.eos, np.int64)
         for t in range(max_new_tokens):
             out = self.model.model(**fed, use_cache=True, return_dict=True)
@@ -190,9 +204,9 @@ class MemoryTokens:
 
     def _losses(self, rows: list[np.ndarray], vectors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Mean cross-entropy of each row, (rows,), and whether the argmax is right at each of its L + 1 positions."""
-        n, embedding = len(vectors[0]), self._embedding()
+        n = len(self.before) + len(vectors[0])
         ids, mask, _ = pad(rows, "right", self.model.device)
-        embedded = torch.cat([torch.stack(list(vectors)).to(embedding.weight.dtype), embedding(ids)], dim=1)
+        embedded = torch.cat([self._behind(torch.stack(list(vectors))), self._embedding()(ids)], dim=1)
         mask = torch.cat([mask.new_ones(len(rows), n), mask], dim=1)
         logits = self.model.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False, return_dict=True).logits
         means, hits = [], []
@@ -202,6 +216,13 @@ class MemoryTokens:
             hits.append(line[: len(targets)].detach().argmax(-1) == targets)
         return torch.stack(means), hits
 
+    def _behind(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What the model is fed first: the embeddings of `before`, and the vectors, (texts, before + n_tokens, hidden)."""
+        embedding = self._embedding()
+        vectors = vectors.to(embedding.weight.dtype)
+        front = embedding(torch.from_numpy(self.before).to(vectors.device))
+        return torch.cat([front.expand(len(vectors), -1, -1), vectors], dim=1) if len(self.before) else vectors
+
     def _embedding(self) -> Any:
         return self.model.model.get_input_embeddings()
 
@@ -210,7 +231,7 @@ class MemoryTokens:
         if isinstance(texts, str) or len(texts) == 0:
             raise InputError(f"texts is {texts!r}.", "Give a list of one text or more.")
         rows: list[Any] = [self.model.tokenizer.encode(text) if isinstance(text, str) else text for text in texts]
-        checked = check_rows(rows, self.model.vocab_size, self.model.context_length, n_tokens, "Text")
+        checked = check_rows(rows, self.model.vocab_size, self.model.context_length, n_tokens + len(self.before), "Text")
         for number, row in enumerate(checked):
             if self.eos in row:
                 raise InputError(

