@@ -216,3 +216,12 @@ def test_a_door_without_weights_or_end_is_refused(tiny_model, server):
         MemoryTokens(EndpointModel.from_url(server.url + "#tiny", tiny_model.tokenizer))
     with pytest.raises(InputError, match="no EOS"):
         MemoryTokens(HFModel(tiny_model.model, Tokenizer(tiny_model.tokenizer.backend)))
+
+
+def test_training_goes_on_until_decoding_is_right_too(tokens, monkeypatch):
+    """Where the last bits decide, the teacher-forced pass alone does not stop it."""
+    refused = iter([False, False, True])
+    monkeypatch.setattr(tokens, "_gives_back", lambda vectors, row: next(refused))
+    held = tokens.encode([ROWS[3]], n_tokens=4, lr=0.1, max_steps=400).memories[0]
+    monkeypatch.undo()
+    assert held.steps == tokens.encode([ROWS[3]], n_tokens=4, lr=0.1, max_steps=400).memories[0].steps + 2

