@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from palimpsest.audit.alignment import measure_alignment
     from palimpsest.audit.alignment_forgetting import audit_alignment
     from palimpsest.audit.approximate import measure_approximate
     from palimpsest.audit.contrast import measure_contrast
@@ -37,6 +38,7 @@ _HOMES = {
     "block_in_block_out": "contrast_blocks",
     "corpus_samples": "samples",
     "head_samples": "samples",
+    "measure_alignment": "alignment",
     "measure_approximate": "approximate",
     "measure_contrast": "contrast",
     "measure_copyright": "copyright",
@@ -64,6 +66,7 @@ __all__ = [
     "block_in_block_out",
     "corpus_samples",
     "head_samples",
+    "measure_alignment",
     "measure_approximate",
     "measure_contrast",
     "measure_copyright",
