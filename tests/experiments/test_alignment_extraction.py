@@ -45,7 +45,6 @@ def test_instructions_are_distinct_and_right():
             continue
         checked += 1
     assert checked == 1350
-    assert "71 minutes" not in drawn[0].text or "4260" in drawn[0].text
     for n in (0, 10**6):
         with pytest.raises(InputError, match="instructions were asked for"):
             draw_instructions(n, np.random.default_rng(0))

@@ -207,7 +207,7 @@ class MemoryTokens:
         return torch.stack([vector.detach() for vector in vectors]), list(zip(losses, accuracy, strict=True))
 
     def _losses(self, rows: list[np.ndarray], vectors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Mean cross-entropy of each row, (rows,), and by how much the right token leads at each of its L + 1 positions (-1: it does not)."""
+        """Mean cross-entropy of each row, (rows,), and how far the right token leads at each of its L + 1 positions (-1: not)."""
         n = len(self.before) + len(vectors[0])
         ids, mask, _ = pad(rows, "right", self.model.device)
         embedded = torch.cat([self._behind(torch.stack(list(vectors))), self._embedding()(ids)], dim=1)
