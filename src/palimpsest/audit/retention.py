@@ -64,23 +64,20 @@ def retain(
         InputError: a foil, or a text of the stream, that was seen; no stream; what `study`, `recognition` and `recall` refuse.
     """
     learning = learning or Learning()
-    if set(seen) & (set(foils) | set(stream)):
-        raise InputError(
-            f"A foil or a text of the stream was studied: {sorted(set(seen) & (set(foils) | set(stream)))[0]!r}.", "Exchange it."
-        )
+    both = set(seen) & {*foils, *stream}
+    if both:
+        raise InputError(f"{len(both)} foils or texts of the stream are studied, {min(both)!r} among them.", "Exchange them.")
     if updates < 1 or not stream:
         raise InputError(f"{len(stream)} texts for {updates} updates.", "Give some of both.")
     tables: list[pl.DataFrame] = []
 
     def ask(asked: HFModel, phase: str, shown: int, update: int) -> None:
-        both = pl.concat([recognition(asked, seen, foils), recall(asked, seen)], how="horizontal").with_row_index("text")
-        tables.append(
-            both.select(pl.lit(phase).alias("phase"), pl.lit(shown).alias("exposures"), pl.lit(update).alias("updates"), pl.all())
-        )
+        answers = pl.concat([recognition(asked, seen, foils), recall(asked, seen)], how="horizontal").with_row_index("text")
+        tables.append(answers.with_columns(phase=pl.lit(phase), exposures=pl.lit(shown), updates=pl.lit(update)))
 
     ask(model, "before", 0, 0)
     studied, left = study(model, seen, exposures, learning, after=lambda copy, shown: ask(copy, "study", shown, 0))
-    ask(studied, "stream", exposures, 0)
+    tables.append(tables[-1].with_columns(phase=pl.lit("stream")))  # nothing has changed yet
     wanted = {updates} | {at for at in checkpoints if 0 < at < updates}
     asking = AfterUpdates(list(wanted), lambda at: ask(studied, "stream", exposures, at))
     data = batches_of(studied, list(dict.fromkeys(stream)), learning)

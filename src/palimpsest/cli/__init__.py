@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Have a model recall which passage of a corpus answers a question.",
     ),
     "alignment": ("palimpsest.cli.alignment", "alignment", "How much of its instruction data a model gives away behind its chat template."),
+    "study": ("palimpsest.cli.study", "app", "Let a copy of a model study texts or facts, and ask what it can do with them."),
     "traps": ("palimpsest.cli.traps", "app", "Make copyright traps, plant them in documents, ask a model whether it knows them."),
     "forecast": ("palimpsest.cli.forecast", "forecast", "Forecast what a model memorizes from a smaller model or an early checkpoint."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),

@@ -41,6 +41,8 @@ class Shape:
 def word_tokenizer(texts: Sequence[str], names: Sequence[str] = (), *, punctuation: bool = False) -> Tokenizer:
     """One word a token, and one name a token, however many words it has; every word of the texts is known.
 
+    EOS is BOS too: what stands first in a row is treated by attention like nothing else, and must not be a word that matters.
+
     Args:
         texts: all that will ever be written or asked.
         names: what is one token though it has several words.
@@ -60,7 +62,7 @@ def word_tokenizer(texts: Sequence[str], names: Sequence[str] = (), *, punctuati
     backend = tokenizers.Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     backend.pre_tokenizer = splitter
     backend.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in dict.fromkeys(names)])
-    return Tokenizer(backend, eos_id=0, pad_id=0)
+    return Tokenizer(backend, bos_id=0, eos_id=0, pad_id=0, adds_bos=True)
 
 
 def new_model(tokenizer: Tokenizer, shape: Shape, seed: int, name: str = "new") -> HFModel:
