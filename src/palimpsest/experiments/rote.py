@@ -49,7 +49,8 @@ class Config:
         people: of the world.
         known, new, generalized: people who are read about, who are met later, and of these who stand in phase 2.
         distractors: of every fact.
-        epochs, batch_size, lr: of the reading.
+        wordings: of the ten, in how many a fact is read; drawn for each fact.
+        epochs, batch_size, lr, weight_decay: of the reading.
         rote_lr, rote_batch, rote: of phases 1 and 2, and the epochs of phase 1 that are compared.
         phase_2: epochs.
         shape: of the model.
@@ -60,9 +61,11 @@ class Config:
     new: int = 100
     generalized: int = 50
     distractors: int = 99
+    wordings: int = 10
     epochs: int = 10
     batch_size: int = 32
     lr: float = 3e-3
+    weight_decay: float = 0.01
     rote_lr: float = 1e-3
     rote_batch: int = 10
     rote: tuple[int, ...] = (5, 20, 60)
@@ -71,7 +74,7 @@ class Config:
 
 
 CPU = Config()
-SMOKE = Config(40, 20, 10, 5, 3, 1, 8, rote=(1, 2), phase_2=1, shape=Shape(16, 1, 2))
+SMOKE = Config(40, 20, 10, 5, 3, 10, 1, 8, rote=(1, 2), phase_2=1, shape=Shape(16, 1, 2))
 
 
 class Laboratory:
@@ -113,12 +116,14 @@ class Laboratory:
         config = self.config
         new = new_model(self.tokenizer, config.shape, self.seed)
         facts = [self._fact(name, relation) for relation in RELATIONS for name in self.known]
-        texts = [f"{self.prompt(f.relation, wording)} {f.object}".replace("{s}", f.subject) for f in facts for wording in range(10)]
+        rng = np.random.default_rng((self.seed, 10))
+        drawn = [(fact, wording) for fact in facts for wording in rng.permutation(10)[: config.wordings].tolist()]
+        texts = [f"{self.prompt(fact.relation, wording)} {fact.object}".replace("{s}", fact.subject) for fact, wording in drawn]
         rows = new.tokenizer.encode_batch(texts)
         order = np.random.default_rng((self.seed, 6)).permutation(len(rows)).tolist()
         found = [Example((0, *rows[a], 0, *rows[b], 0)) for a, b in zip(order[::2], order[1::2], strict=True)]
         steps = config.epochs * -(-len(found) // config.batch_size)
-        train = TrainConfig(steps, lr=config.lr, warmup=min(50, steps), weight_decay=0.01, seed=self.seed, cpu=True)
+        train = TrainConfig(steps, lr=config.lr, warmup=min(50, steps), weight_decay=config.weight_decay, seed=self.seed, cpu=True)
         return studied(new, found, train, config.batch_size, "read")
 
     def learner(self) -> RoteThenGeneralize:
