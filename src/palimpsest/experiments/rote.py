@@ -18,7 +18,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
+from palimpsest.audit.cued_recall import copy_of
 from palimpsest.audit.rote import RoteThenGeneralize, directions, measure
 from palimpsest.audit.rote_facts import RoteFact
 from palimpsest.corpus.facts import Fact
@@ -51,6 +53,7 @@ class Config:
         distractors: of every fact.
         wordings: of the ten, in how many a fact is read; drawn for each fact.
         epochs, batch_size, lr, weight_decay: of the reading.
+        drawn: whether the embeddings of new names are drawn like those of known ones, or left as untrained ones are.
         rote_lr, rote_batch, rote: of phases 1 and 2, and the epochs of phase 1 that are compared.
         phase_2: epochs.
         shape: of the model.
@@ -66,6 +69,7 @@ class Config:
     batch_size: int = 32
     lr: float = 3e-3
     weight_decay: float = 0.01
+    drawn: bool = True
     rote_lr: float = 1e-3
     rote_batch: int = 10
     rote: tuple[int, ...] = (5, 20, 60)
@@ -112,6 +116,25 @@ class Laboratory:
 
     @cached_property
     def base(self) -> HFModel:
+        """The model that is about to meet the new people.
+
+        A word that a model has never read has an embedding far shorter than any that it has. What real models are told of is spelt with
+        tokens that they know; here the vectors of the new names are drawn from a normal distribution with mean and covariance of the
+        known ones.
+        """
+        model = copy_of(self.read)
+        if not self.config.drawn:
+            return model
+        rows = model.model.get_input_embeddings().weight.detach()  # (ids, width)
+        known, new = ([self.tokenizer.encode(name)[0] for name in names] for names in (self.known, self.new))
+        rng = np.random.default_rng((self.seed, 8))
+        vectors = rows[known].double().numpy()
+        drawn = rng.multivariate_normal(vectors.mean(axis=0), np.cov(vectors, rowvar=False), size=len(new))
+        rows[new] = torch.from_numpy(drawn).to(rows.dtype)
+        return model
+
+    @cached_property
+    def read(self) -> HFModel:
         """The model that has read of the known people, two sentences a row."""
         config = self.config
         new = new_model(self.tokenizer, config.shape, self.seed)
