@@ -42,7 +42,7 @@ STATEMENT = (
 MODEL, SMOKE_MODEL = "smollm2-135m", "standard-s"
 EXPOSURES, LR, BATCH = 3, 5e-5, 8
 TEXTS, SOON, END = 48, 10, 60  # updates of the stream: where forgetting has been steep, and the last
-SMOKE_TEXTS, SMOKE_SOON, SMOKE_END = 8, 2, 4
+SMOKE_TEXTS, SMOKE_SOON, SMOKE_END = 4, 1, 3
 Pairs = tuple[list[str], list[str]]
 
 
