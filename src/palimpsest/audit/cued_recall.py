@@ -9,9 +9,8 @@ EOS behind every text that is to end, so that greedy recall can be compared as a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +65,7 @@ def study(
     *,
     callbacks: Sequence[Callback] = (),
     optimizer: torch.optim.Optimizer | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Studied:
     """Trains a model in place; afterwards it is in evaluation mode again, also when training breaks off.
 
@@ -75,6 +75,7 @@ def study(
         config: how, and for how many steps.
         callbacks: hooks of the training loop.
         optimizer: one of an earlier study of this model, to go on with its state; by default a new AdamW.
+        progress: called with (steps done, steps in all).
 
     Raises:
         InputError: an optimizer that belongs to other parameters.
@@ -89,7 +90,7 @@ def study(
         raise InputError("The optimizer belongs to other parameters.", "Give the one that an earlier study of this model returned.")
     used = optimizer or adamw(model.model, config)
     try:
-        metrics = Trainer(model.model, config, callbacks, optimizer_factory=lambda *_: used).fit(data)
+        metrics = Trainer(model.model, config, callbacks, optimizer_factory=lambda *_: used, progress=progress).fit(data)
     finally:
         model.model.eval()
         vars(model).pop("fingerprint", None)
@@ -151,11 +152,6 @@ def recalls(model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
     encoded = [encode_cloze(model.tokenizer, Cloze(prompt, answer)) for prompt, answer in zip(prompts, answers, strict=True)]
     scores = model.score([ids for ids, _ in encoded], start=[cut for _, cut in encoded])
     return np.array([bool(hits.all()) for hits in scores.greedy_hits])
-
-
-def training_card(config: TrainConfig, studied: Studied) -> dict[str, Any]:
-    """What of a study belongs into the provenance of a measurement."""
-    return {"steps": len(studied.losses), "lr": config.lr, "seed": config.seed, "last_loss": studied.losses[-1]}
 
 
 def _ending(model: HFModel, end: bool) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ def random_access(
     """Write passages into a copy of MODEL, and ask for parts of those that stood in no example of the task."""
     from palimpsest.audit.cued_recall import copy_of, study, trainable
     from palimpsest.audit.random_access import build, examples, measure
+    from palimpsest.cli.audit import progress_bar
     from palimpsest.cli.study_files import read_passages
     from palimpsest.training.examples import ExampleBatches
     from palimpsest.training.loop import TrainConfig
@@ -50,7 +51,10 @@ def random_access(
     student = copy_of(trainable(_load(model), "Studying"))
     data = ExampleBatches(examples(student, trial), batch_size, student.tokenizer.pad_id or 0, seed)
     steps = epochs * len(data)
-    study(student, data, TrainConfig(steps, lr=lr, warmup=steps // 20, weight_decay=0.0, seed=seed))
+    config = TrainConfig(steps, lr=lr, warmup=steps // 20, weight_decay=0.0, seed=seed)
+    with progress_bar(Console(stderr=True)) as bar:
+        job = bar.add_task("studying", total=steps)
+        study(student, data, config, progress=lambda done, total: bar.update(job, completed=done))
     measured = measure(student, trial.evaluation)
     if not _kept(measured, out, as_json):
         rows = [("all", measured.summary["all"]), *measured.summary["by_place"].items()]
@@ -90,10 +94,13 @@ def rote(
         raise InputError(f"{cut} of {len(usable)} usable facts are taught.", "Teach one at least, and leave two to ask for.")
     order = [usable[n] for n in np.random.default_rng((seed, 5)).permutation(len(usable))]
     learner = RoteThenGeneralize(trainable(_load(model), "Studying"), key, lr=lr, batch_size=batch_size, seed=seed)
-    recalled = learner.memorize(order, rote_epochs)
     kinds = {"taught": prompt} | ({"unseen": unseen} if unseen else {})
-    learner.generalize(order[:cut], prompt, epochs, loss)
-    measured = learner.measure(order[cut:], kinds | {"key": [f"{{s}} {learner.key}"]})
+    with Console(stderr=True).status("learning by rote …") as status:
+        recalled = learner.memorize(order, rote_epochs)
+        status.update("generalising …")
+        learner.generalize(order[:cut], prompt, epochs, loss)
+        status.update("asking …")
+        measured = learner.measure(order[cut:], kinds | {"key": [f"{{s}} {learner.key}"]})
     measured.summary["memorized"] = recalled
     if not _kept(measured, out, as_json):
         _show(("prompts", "chosen", "another's prompt", "written", "probability"), [
