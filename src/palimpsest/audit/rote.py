@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from palimpsest.audit.contrast_readings import Cloze, encode_cloze
-from palimpsest.audit.cued_recall import Studied, copy_of, cue_example, recalls, study
+from palimpsest.audit.cued_recall import Studied, copy_of, cue_example, leading, recalls, study
 from palimpsest.audit.rote_facts import SUBJECT, PartlyAsked, PartlyAskedBatches, RoteFact, checked, checked_prompts, filled
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement, environment
@@ -114,15 +114,14 @@ class RoteThenGeneralize:
 
     def _example(self, prompt: str, fact: RoteFact, loss: str) -> Example:
         text = filled(prompt, fact)
+        example = cue_example(self.model, text, fact.object, on_prompt=loss != "o")
         if loss != "s-o":
-            return cue_example(self.model, text, fact.object, on_prompt=loss == "all")
-        example = cue_example(self.model, text, fact.object, on_prompt=True)
-        _, cut = encode_cloze(self.model.tokenizer, Cloze(text, fact.object))
-        begin = prompt.index(SUBJECT)
-        spans = self.model.tokenizer.backend.encode(f"{text} {fact.object}", add_special_tokens=False).offsets[:cut]
-        bos = len(example.ids) - len(self.model.tokenizer.encode(f"{text} {fact.object}")) - int(self.model.tokenizer.eos_id is not None)
-        inside = [begin < end and start < begin + len(fact.subject) for start, end in spans]
-        return PartlyAsked(example.ids, 1, tuple(bos + n for n, own in enumerate(inside) if not own and bos + n > 0))
+            return example
+        begin, bos = prompt.index(SUBJECT), len(leading(self.model))
+        end = begin + len(fact.subject)
+        tokens = self.model.tokenizer.backend.encode(f"{text} {fact.object}", add_special_tokens=False).offsets
+        neither = [place + bos for place, (first, last) in enumerate(tokens) if last <= len(text) and (last <= begin or first >= end)]
+        return PartlyAsked(example.ids, 1, tuple(position for position in neither if position > 0))
 
     def _train(self, found: list[Example], epochs: int) -> Studied:
         if epochs < 1:
