@@ -32,8 +32,8 @@ def test_smoke_decides_nothing():
 def test_the_new_people_and_the_key_stand_in_nothing_that_is_read(monkeypatch):
     seen = []
 
-    def kept(model, examples, train, batch_size, name):
-        seen.extend(model.tokenizer.decode(example.ids) for example in examples)
+    def kept(model, data, train, name):
+        seen.extend(model.tokenizer.decode(example.ids) for example in data.examples)
         return model
 
     monkeypatch.setattr(rote, "studied", kept)

@@ -8,7 +8,8 @@ import torch
 
 from palimpsest.audit.cued_recall import text_example
 from palimpsest.experiments import study_lab
-from palimpsest.experiments.study_lab import Shape, new_model, studied, word_tokenizer
+from palimpsest.experiments.study_lab import JoinedBatches, Shape, new_model, studied, word_tokenizer
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig
 
 TEXTS = ["Ada Byron lives in Rome.", "The home of Max is Ulm."]
@@ -30,19 +31,21 @@ def test_a_model_is_trained_once(tmp_path, monkeypatch):
     assert new_model(model.tokenizer, SHAPE, 5).fingerprint == model.fingerprint != new_model(model.tokenizer, SHAPE, 6).fingerprint
     before = model.fingerprint
     examples = [text_example(model, text) for text in TEXTS]
-    first = studied(model, examples, TRAIN, 2, "read", cache=tmp_path)
+    data = ExampleBatches(examples, 2)
+    first = studied(model, data, TRAIN, "read", cache=tmp_path)
     vars(model).pop("fingerprint")
     assert model.fingerprint == before != first.fingerprint
     calls = []
     monkeypatch.setattr(study_lab, "study", lambda *arguments: calls.append(arguments))
-    again = studied(model, examples, TRAIN, 2, "read", cache=tmp_path)
+    again = studied(model, ExampleBatches(examples, 2), TRAIN, "read", cache=tmp_path)
     assert again.fingerprint == first.fingerprint
     assert not calls
     others = (
-        (model, examples[:1], TRAIN, 2),
-        (model, examples, TrainConfig(4, lr=1e-2, cpu=True), 2),
-        (model, examples, TRAIN, 1),
-        (first, examples, TRAIN, 2),
+        (model, ExampleBatches(examples[:1], 2), TRAIN),
+        (model, data, TrainConfig(4, lr=1e-2, cpu=True)),
+        (model, ExampleBatches(examples, 1), TRAIN),
+        (model, JoinedBatches(examples, 2), TRAIN),
+        (first, data, TRAIN),
     )
     for number, other in enumerate(others, 1):
         studied(*other, "other", cache=tmp_path)
@@ -52,9 +55,23 @@ def test_a_model_is_trained_once(tmp_path, monkeypatch):
 def test_training_is_on_one_thread_and_the_same_each_time(tmp_path):
     model = new_model(word_tokenizer(TEXTS), SHAPE, 5)
     threads = torch.get_num_threads()
-    ends = [studied(model, [text_example(model, text) for text in TEXTS], TRAIN, 2, "read", cache=tmp_path / str(n)) for n in range(2)]
+    data = ExampleBatches([text_example(model, text) for text in TEXTS], 2)
+    ends = [studied(model, data, TRAIN, "read", cache=tmp_path / str(n)) for n in range(2)]
     assert torch.get_num_threads() == threads
     for a, b in zip(*(end.model.parameters() for end in ends), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
     with pytest.raises(AssertionError):
         torch.testing.assert_close(next(iter(ends[0].model.parameters())), next(iter(model.model.parameters())))
+
+
+def test_whole_examples_are_joined_in_pairs():
+    examples = [Example((0, 10 + n, 0)) for n in range(5)] + [Example((0, 20 + n, 30, 0), 2) for n in range(2)]
+    data = JoinedBatches(examples, 7, seed=3)
+    rows = data.chosen(0)
+    assert [row for row in rows if row.first > 1] == [e for e in ExampleBatches(examples, 7, seed=3).chosen(0) if e.first > 1]
+    joined = [row for row in rows if row.first == 1]
+    assert sorted(len(row.ids) for row in joined) == [3, 5, 5]
+    assert all(row.ids[0] == row.ids[-1] == 0 and 0 not in row.ids[1:-1:2] for row in joined)
+    assert sorted(token for row in joined for token in row.ids if token) == [10, 11, 12, 13, 14]
+    assert data.chosen(1) != rows
+    assert data[0].n_target_tokens == 5 * 2 + 2 * 2

@@ -28,10 +28,10 @@ from palimpsest.audit.cued_recall import cue_example
 from palimpsest.audit.random_access import Passage, Trial, build, examples, measure
 from palimpsest.audit.random_access_items import SPLITTER
 from palimpsest.experiments.claim import Check, Claim, decides
-from palimpsest.experiments.study_lab import Shape, new_model, studied, word_tokenizer
+from palimpsest.experiments.study_lab import JoinedBatches, Shape, new_model, studied, word_tokenizer
 from palimpsest.measurement import Curve, Measurement, Series
 from palimpsest.models.hf import HFModel
-from palimpsest.training.examples import Example
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig
 
 STATEMENT = (
@@ -49,6 +49,7 @@ class Config:
         passages, held_out: how many are written, and how many of these stand in no example.
         vocabulary: words that sentences are drawn from.
         steps, batch_size, lr: of every arm.
+        joined: whether two examples stand in a row.
         shown: share of examples, in the arms that have them, that show a passage; each one is shown once.
         shape: of the model.
     """
@@ -59,6 +60,7 @@ class Config:
     steps: int = 2500
     batch_size: int = 32
     lr: float = 2e-3
+    joined: bool = True
     shown: float = 0.5
     shape: Shape = field(default_factory=Shape)
 
@@ -145,7 +147,8 @@ class Laboratory:
         config = self.config
         new = new_model(self.tokenizer, config.shape, self.seed)
         train = TrainConfig(config.steps, lr=config.lr, warmup=config.steps // 20, weight_decay=0.01, seed=self.seed, cpu=True)
-        return studied(new, self.examples(arm, new), train, config.batch_size, arm)
+        batches = JoinedBatches if config.joined else ExampleBatches
+        return studied(new, batches(self.examples(arm, new), config.batch_size, seed=self.seed), train, arm)
 
     def asked(self, arm: str, task: str) -> Measurement:
         """The arm's answers about the passages that stood in no example."""

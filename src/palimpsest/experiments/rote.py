@@ -31,7 +31,7 @@ from palimpsest.experiments.study_lab import Shape, new_model, studied, word_tok
 from palimpsest.measurement import Curve, Series
 from palimpsest.models.hf import HFModel
 from palimpsest.stats import spearman
-from palimpsest.training.examples import Example
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig
 
 STATEMENT = (
@@ -147,7 +147,7 @@ class Laboratory:
         found = [Example((0, *rows[a], 0, *rows[b], 0)) for a, b in zip(order[::2], order[1::2], strict=True)]
         steps = config.epochs * -(-len(found) // config.batch_size)
         train = TrainConfig(steps, lr=config.lr, warmup=min(50, steps), weight_decay=config.weight_decay, seed=self.seed, cpu=True)
-        return studied(new, found, train, config.batch_size, "read")
+        return studied(new, ExampleBatches(found, config.batch_size, seed=self.seed), train, "read")
 
     def learner(self) -> RoteThenGeneralize:
         """A copy of the model that has read, about to learn by rote."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -21,6 +22,7 @@ from palimpsest.experiments.canaries import one_thread
 from palimpsest.files import atomic_path, cache_dir, sha256_json
 from palimpsest.models.hf import HFModel
 from palimpsest.tokenizer import Tokenizer
+from palimpsest.training.batch import BatchSource
 from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig
 
@@ -85,20 +87,40 @@ def new_model(tokenizer: Tokenizer, shape: Shape, seed: int, name: str = "new") 
         return HFModel(LlamaForCausalLM(config), tokenizer, name=name)
 
 
-def studied(
-    model: HFModel, examples: Sequence[Example], train: TrainConfig, batch_size: int, name: str, *, cache: Path | None = None
-) -> HFModel:
-    """A copy of a model that has studied these examples, trained at first use, on one thread, and kept.
+@dataclass(frozen=True)
+class JoinedBatches(ExampleBatches):
+    """Rows of two examples, one behind the other, where both ask for all their tokens: what is written is then read behind anything."""
+
+    def chosen(self, k: int) -> list[Example]:
+        """The rows of batch k."""
+        rows: list[Example] = []
+        open_row: Example | None = None
+        for example in super().chosen(k):
+            if example.first > 1:
+                rows.append(example)
+            elif open_row is None:
+                open_row = example
+            else:
+                rows.append(Example(open_row.ids + example.ids[1:]))  # one BOS a row; EOS stands between
+                open_row = None
+        return rows if open_row is None else [*rows, open_row]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the examples and of how they are dealt."""
+        return sha256_json(["joined", super().fingerprint])
+
+
+def studied(model: HFModel, data: BatchSource, train: TrainConfig, name: str, *, cache: Path | None = None) -> HFModel:
+    """A copy of a model that has studied, trained at first use, on one thread, and kept.
 
     Args:
         model: what begins; stays as it is.
-        examples: what it studies, in a new order each epoch.
+        data: what it studies.
         train: how, and for how many steps.
-        batch_size: examples a step.
         name: of the copy.
         cache: where models are kept; by default `cache_dir("lab", "study")`.
     """
-    data = ExampleBatches(examples, batch_size, seed=train.seed)
     key = sha256_json([VERSION, asdict(train), data.fingerprint, model.tokenizer.fingerprint, model.fingerprint])[:20]
     file = (cache or cache_dir("lab", "study")) / f"{key}.safetensors"
     copy = copy_of(model)
