@@ -156,11 +156,14 @@ def planted(function_features, content_features, rows=30, each=20, seed=0):
 
 def test_the_frequency_control_sees_richer_kinds_and_nothing_where_there_is_nothing():
     function = np.array([True, False])
-    richer, equal, poorer = (frequency_control(planted(*sizes), function, resamples=200) for sizes in ((40, 10), (20, 20), (10, 40)))
+    richer, equal, poorer = (frequency_control(planted(*sizes), function, halves=200) for sizes in ((40, 10), (20, 20), (10, 40)))
     assert richer["low"] > 1 > poorer["high"]
     assert equal["low"] <= 1 <= equal["high"]
-    assert richer["occurrences"] == 300
-    assert (richer["function"], richer["content"]) == (40, 10)
+    assert richer["occurrences"] == 120
+    for side, many in (("function", 40), ("content", 10)):
+        assert richer[side] == pytest.approx(many * (1 - (1 - 1 / many) ** 120), rel=0.02)
+    for one in (richer, equal, poorer):
+        assert one["low"] < one["estimate"] < one["high"]
     with pytest.raises(InputError, match="0 of 600 occurrences"):
         frequency_control(planted(2, 2), np.array([False, False]))
 
@@ -172,9 +175,8 @@ def test_the_frequency_control_compares_equal_numbers():
     found = Occurrences(tokens, np.repeat(np.arange(40), 40), np.arange(1600), rng.zipf(1.5, size=1600) % 400, 2, 400)
     met = [len(np.unique(found.features[tokens == kind])) for kind in (0, 1)]
     assert met[0] > 1.5 * met[1]
-    control = frequency_control(found, np.array([True, False]), resamples=200)
-    assert control["occurrences"] == 400
-    assert control["content"] == pytest.approx(met[1])
+    control = frequency_control(found, np.array([True, False]), halves=200)
+    assert control["occurrences"] == 160
     assert 0.8 < control["estimate"] < 1.2
 
 

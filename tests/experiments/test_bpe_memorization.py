@@ -66,7 +66,7 @@ def test_the_questions_are_drawn_by_the_seed(monkeypatch):
         pytest.skip("PALIMPSEST_DATA is not set")
     drawn = bpe_memorization.questions(0)
     assert len(set(drawn)) == 3000
-    assert all(40 <= len(line) <= 80 for line in drawn)
+    assert all(30 <= len(line) <= 60 for line in drawn)
     assert drawn == bpe_memorization.questions(0) != bpe_memorization.questions(1)
     monkeypatch.setenv("PALIMPSEST_DATA", "/nowhere")
     with pytest.raises(InputError, match="PALIMPSEST_DATA"):

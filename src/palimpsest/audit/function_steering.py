@@ -67,10 +67,10 @@ def steer(
     def change(_: torch.nn.Module, inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
         here = hidden[each, places]
-        values, numbers = sae.encode(here.float())
+        values, numbers = sae.encode(here.float().cpu())
         present = (values * (numbers == feature)).sum(-1, keepdim=True)
         hidden = hidden.clone()
-        hidden[each, places] = here + ((value - present) / sae.scale * sae.decoder[feature]).to(hidden.dtype)
+        hidden[each, places] = here + ((value - present) / sae.scale * sae.decoder[feature]).to(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     batch = torch.as_tensor(ids, device=model.device)[None].expand(len(places), -1)

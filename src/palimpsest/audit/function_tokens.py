@@ -16,7 +16,7 @@ N occurrences that n_f times have feature f, m drawn without replacement have
     E(m) = Σ_f 1 − C(N − n_f, m) / C(N, m)
 
 features (rarefaction). The hypothesis beyond frequency counts as supported when E of function over E of content occurrences exceeds 1 with
-its interval, a bootstrap of rows. The first position of a row is left out: its norm is of another size.
+its whole interval. The first position of a row is left out: its norm is of another size.
 """
 
 from __future__ import annotations
@@ -227,39 +227,45 @@ def rarefied(total: float | np.ndarray, counts: np.ndarray, m: float | np.ndarra
     return np.where(left >= m, -np.expm1(np.minimum(missing, 0.0)), 1.0).sum(-1)
 
 
-def frequency_control(found: Occurrences, function: np.ndarray, *, resamples: int = 500, seed: int = 0) -> dict[str, float]:
-    """Features at as many function as content occurrences, and their ratio with a percentile interval over rows.
+def frequency_control(found: Occurrences, function: np.ndarray, *, halves: int = 500, seed: int = 0) -> dict[str, float]:
+    """Features at as many function as content occurrences, and their ratio with an interval over rows.
+
+    The interval has the percentiles of the ratio in random halves of the rows (the delete-half jackknife: Shao and Wu, Annals of Statistics
+    1989): a bootstrap repeats rows, and repeated rows show fewer features than new ones would.
 
     Args:
         found: occurrences.
         function: (V,) bool.
-        resamples, seed: of the bootstrap.
+        halves, seed: of the interval.
 
     Returns:
-        occurrences (m, as many as the rarer kind has), function, content (features expected at m), and their ratio as estimate, low, high.
+        occurrences (m, two fifths of those of the rarer kind, so that a half has so many too), function, content (features expected at m),
+        and their ratio as estimate, low, high.
 
     Raises:
-        InputError: one kind does not occur.
+        InputError: fewer than 5 occurrences of one kind, or fewer than 4 rows.
     """
     inside = function[found.tokens]
-    m = int(min(inside.sum(), (~inside).sum()))
-    if m < 1:
+    m = 2 * int(min(inside.sum(), (~inside).sum())) // 5
+    parts = [found.by_row(chosen) for chosen in (inside, ~inside)] if m else []
+    if not parts or len(parts[0][0]) < 4:
         raise InputError(
-            f"{int(inside.sum())} of {len(inside)} occurrences are of function tokens.", "Change the share, or give more text."
+            f"{int(inside.sum())} of {len(inside)} occurrences are of function tokens.", "Change the share, or give more rows."
         )
-    parts = [found.by_row(chosen) for chosen in (inside, ~inside)]
+    rows = len(parts[0][0])
 
     def expected(weights: np.ndarray) -> np.ndarray:  # (draws, rows) -> (draws, 2)
         totals = [weights @ sizes for sizes, _ in parts]
-        drawn = np.minimum(m, np.minimum(*totals))  # a resample of rows may have fewer of one kind
+        drawn = np.minimum(m, np.minimum(*totals))  # a half may have fewer of one kind
         return np.stack([rarefied(total, weights @ table, drawn) for total, (_, table) in zip(totals, parts, strict=True)], axis=-1)
 
-    whole = expected(np.ones((1, len(parts[0][0]))))[0]
+    whole = expected(np.ones((1, rows)))[0]
     rng = np.random.default_rng(seed)
-    rows = len(parts[0][0])
     ratios = []
-    for begin in range(0, resamples, 50):
-        both = expected(rng.multinomial(rows, np.full(rows, 1 / rows), size=min(50, resamples - begin)).astype(np.float64))
+    for begin in range(0, halves, 50):
+        half = np.zeros((min(50, halves - begin), rows))
+        half[:, : rows // 2] = 1.0
+        both = expected(rng.permuted(half, axis=1))
         ratios.append(both[:, 0] / both[:, 1])
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return {

@@ -204,6 +204,9 @@ def train_sae(states: np.ndarray, config: SAEConfig | None = None, seed: int = 0
         config: how.
         seed: of the directions and of the order.
 
+    Returns:
+        On the processor, wherever it was trained.
+
     Raises:
         InputError: another shape, states that are all equal, or a configuration that does not fit.
         NonFiniteError: states that are not finite.
@@ -229,13 +232,11 @@ def train_sae(states: np.ndarray, config: SAEConfig | None = None, seed: int = 0
     sae.centre.copy_(torch.from_numpy(centre))
     sae.scale.fill_(width**0.5 / norm)
     data = StateBatches(states, config.batch_size, seed)
-    train = TrainConfig(
-        config.epochs * len(data), lr=config.lr, schedule="constant", betas=(0.9, 0.999), weight_decay=0.0, seed=seed, cpu=True
-    )
+    train = TrainConfig(config.epochs * len(data), lr=config.lr, schedule="constant", betas=(0.9, 0.999), weight_decay=0.0, seed=seed)
 
     def loss(model: Any, batch: StateBatch) -> Tensor:
         found: Tensor = model.loss(batch.states, config.auxiliary, config.patience)
         return found
 
     Trainer(sae, train, [UnitDirections()], loss=loss).fit(data)
-    return sae.eval()
+    return sae.cpu().eval()

@@ -57,7 +57,8 @@ class VocabularySweep:
     Args:
         texts: at least 8, all different; the vocabularies are learnt from them.
         merges: of the plain arms, 2 at least; 0 is bytes.
-        aliases: (merges, r) of alias controls.
+        aliases: (merges, r) of alias controls whose aliases stay.
+        redrawn: (merges, r) of those whose aliases are drawn anew each epoch.
         lengths: (merges, other merges) of length controls: the first as long as the second.
         labels: of the task "random_labels".
         shape: size and training of the models.
@@ -85,6 +86,7 @@ class VocabularySweep:
         merges: Sequence[int] = (0, 500, 1000, 5000),
         *,
         aliases: Sequence[tuple[int, int]] = (),
+        redrawn: Sequence[tuple[int, int]] = (),
         lengths: Sequence[tuple[int, int]] = (),
         labels: int = 2,
         shape: Shape | None = None,
@@ -102,12 +104,13 @@ class VocabularySweep:
             raise InputError(
                 f"merges is {tuple(merges)}, share is {share}.", "Give 2 or more different numbers, and a share between 0 and 1."
             )
-        missing = {m for pair in lengths for m in pair} | {m for m, _ in aliases}
+        missing = {m for pair in lengths for m in pair} | {m for m, _ in (*aliases, *redrawn)}
         if not missing <= set(merges):
             raise InputError(f"Controls are asked for of {sorted(missing)} merges.", f"Name some of {tuple(merges)}.")
         codings = {m: train_coding(self.texts, m, labels) for m in sorted(merges)}
         arms = [Arm(coding) for coding in codings.values()]
         arms += [Arm(with_aliases(codings[m], r), codings[m].name) for m, r in aliases]
+        arms += [Arm(with_aliases(codings[m], r, redraw=True), codings[m].name) for m, r in redrawn]
         arms += [Arm(replace(codings[m], as_long_as=codings[other]), codings[other].name) for m, other in lengths]
         self.arms = {arm.coding.name: arm for arm in arms}
         self._encoded = {name: [arm.coding.encode(text) for text in self.texts] for name, arm in self.arms.items()}
@@ -176,11 +179,15 @@ class VocabularySweep:
         longest = max(len(row) for row in self._encoded[name])  # a prompt may be followed by as many tokens as the longest rest
         return equal_model(self.arms[name].coding.vocab_size, 2 * longest + 2, self.shape, seed)
 
+    def _redraw(self, name: str) -> Coding | None:
+        coding = self.arms[name].coding
+        return coding if coding.redraw else None
+
     def _random_labels(self, name: str, seed: int) -> tuple[np.ndarray, dict[int, float]]:
         self._tell(f"{name}: random labels, seed {seed}")
         labels = (FIRST_LABEL + self.drawn_labels(seed)).tolist()
         rows = [[*ids, END, label] for ids, label in zip(self._encoded[name], labels, strict=True)]
-        data = TextBatches(rows, [len(row) - 1 for row in rows], self.shape.batch_size, seed)
+        data = TextBatches(rows, [len(row) - 1 for row in rows], self.shape.batch_size, seed, self._redraw(name))
         every = max(1, self.shape.epochs // 6)  # a reading costs a third of an epoch
         epochs = range(self.shape.epochs, 0, -every)
         readings = EpochReadings(len(data), epochs, lambda model: float(label_hits(model, rows, self.labels).mean()))
@@ -192,7 +199,7 @@ class VocabularySweep:
         if (name, seed) not in self._trained:
             self._tell(f"{name}: language model, seed {seed}")
             rows = [[END, *self._encoded[name][i], END] for i in np.flatnonzero(self.members(seed))]
-            data = TextBatches(rows, [1] * len(rows), self.shape.batch_size, seed)
+            data = TextBatches(rows, [1] * len(rows), self.shape.batch_size, seed, self._redraw(name))
             coding = self.arms[name].coding
             tokenizer = Tokenizer(coding.backend, eos_id=END, pad_id=END)  # of the base tokens: ids of the model are decoded by the coding
             self._trained[name, seed] = HFModel(train_on(self._model(name, seed), data, self.shape, seed), tokenizer, name=name)

@@ -4,7 +4,9 @@ Ids are laid out alike in every coding: 0 ends a text, 1 is the filler, then com
 
     id of an occurrence of token b = reserved + b·r + a,   a drawn from 0 … r−1 by the seed and the text, so that a text has one form,
 
-so that r = 1 is plain BPE and r > 1 the *alias* control: a vocabulary r times as large, of the same length. The *length* control spreads
+so that r = 1 is plain BPE and r > 1 the *alias* control: a vocabulary r times as large, of the same length. Aliases that stay are marks by
+which a text of n tokens can be told from others, n · log r of them; `redraw` draws them anew each time that a text is seen, so that the
+vocabulary grows and nothing else is said. The *length* control spreads
 the tokens of a coding evenly over the length that another coding gives the text, the filler between them: as long, with the same
 vocabulary.
 """
@@ -34,6 +36,7 @@ class Coding:
         backend: the tokenizer behind it, of BYTES + merges tokens.
         labels: ids kept for labels.
         aliases: r, ids of a token.
+        redraw: whether training draws them anew each epoch; `encode` gives the same ones always.
         as_long_as: the coding whose length texts are stretched to.
         seed: of the aliases.
 
@@ -50,13 +53,14 @@ class Coding:
     backend: tokenizers.Tokenizer = field(repr=False, compare=False)
     labels: int = 2
     aliases: int = 1
+    redraw: bool = False
     as_long_as: Coding | None = field(default=None, repr=False)
     seed: int = 0
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        alias = f" ×{self.aliases}" if self.aliases > 1 else ""
+        alias = f" ×{self.aliases}" + (" redrawn" if self.redraw else "") if self.aliases > 1 else ""
         return f"{self.merges:,} merges{alias}" + (f" as long as {self.as_long_as.merges:,}" if self.as_long_as else "")
 
     @property
@@ -101,6 +105,12 @@ class Coding:
         at = int(places[first]) if first < len(base) else length
         return row[:at].tolist(), row[at:].tolist()
 
+    def redrawn(self, ids: Sequence[int], rng: np.random.Generator) -> list[int]:
+        """The ids of a row with other aliases; ends, fillers and labels stay."""
+        row = np.asarray(ids, dtype=np.int64)
+        drawn = self.reserved + (row - self.reserved) // self.aliases * self.aliases + rng.integers(self.aliases, size=len(row))
+        return np.where(row < self.reserved, row, drawn).tolist()
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; ends, fillers and labels spell nothing."""
         return self.backend.decode([(int(i) - self.reserved) // self.aliases for i in ids if i >= self.reserved])
@@ -130,7 +140,7 @@ def train_coding(texts: Sequence[str], merges: int, labels: int = 2) -> Coding:
     return Coding(merges, backend, labels)
 
 
-def with_aliases(coding: Coding, aliases: int, seed: int = 0) -> Coding:
+def with_aliases(coding: Coding, aliases: int, seed: int = 0, *, redraw: bool = False) -> Coding:
     """The alias control of a coding.
 
     Raises:
@@ -138,7 +148,7 @@ def with_aliases(coding: Coding, aliases: int, seed: int = 0) -> Coding:
     """
     if aliases < 2:
         raise InputError(f"{aliases} aliases change nothing.", "Give 2 or more.")
-    return replace(coding, aliases=aliases, seed=seed)
+    return replace(coding, aliases=aliases, seed=seed, redraw=redraw)
 
 
 def cut_of(text: str, share: float) -> int | None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from palimpsest.audit.vocabulary_coding import END, FIRST_LABEL
+from palimpsest.audit.vocabulary_coding import END, FIRST_LABEL, Coding
 from palimpsest.errors import InputError
 from palimpsest.training.batch import IGNORE, PackedBatch
 from palimpsest.training.loop import Callback, TrainConfig, Trainer
@@ -101,12 +101,14 @@ class TextBatches:
         first: the first position of each row whose id is asked for.
         batch_size: texts a batch.
         seed: of the order, which is drawn anew each epoch.
+        redraw: a coding that gives the rows other aliases each epoch; None: they stay.
     """
 
     rows: Sequence[Sequence[int]]
     first: Sequence[int]
     batch_size: int
     seed: int
+    redraw: Coding | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -115,12 +117,18 @@ class TextBatches:
     def __getitem__(self, k: int) -> PackedBatch:
         epoch, batch = divmod(k, len(self))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        return padded([(self.rows[i], self.first[i]) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]])
+        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        rows = [self.rows[i] for i in chosen]
+        if self.redraw is not None:
+            rng = np.random.default_rng((self.seed, k, 1))
+            rows = [self.redraw.redrawn(row, rng) for row in rows]
+        return padded(list(zip(rows, (self.first[i] for i in chosen), strict=True)))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the rows and of how they are dealt."""
-        content = ([list(row) for row in self.rows], list(self.first), self.batch_size, self.seed)
+        redraw = None if self.redraw is None else (self.redraw.aliases, self.redraw.reserved)
+        content = ([list(row) for row in self.rows], list(self.first), self.batch_size, self.seed, redraw)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Claim check of vocabulary and memorization: at an equal number of parameters a larger subword vocabulary memorizes more.
 
 Kharitonov, Baroni and Hupkes, 2021, arXiv 2110.02782, whose larger models learn questions of PAQ; here 3,000 questions of SQuAD's
-development set ($PALIMPSEST_DATA/nqg-squad), of 40 to 80 characters, and two layers of 600,000 parameters. Plain arms of 0, 500 and 4,000
+development set ($PALIMPSEST_DATA/nqg-squad), of 30 to 60 characters, and two layers of 600,000 parameters. Plain arms of 0, 500 and 4,000
 merges; 500 merges with four aliases a token; 4,000 merges as long as 500. Checks:
 
 * random labels: accuracy after the last epoch rises with the vocabulary (Spearman 1), by .15 or more from bytes to 4,000 merges; four
@@ -33,7 +33,7 @@ from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.measurement import Measurement
 
 STATEMENT = "At an equal number of parameters, a larger subword vocabulary makes a model memorize more."
-TEXTS, LENGTHS, MERGES = 3000, (40, 80), (0, 500, 4000)
+TEXTS, LENGTHS, MERGES = 3000, (30, 60), (0, 500, 4000)
 LABELS = Shape(epochs=12, lr=1e-3, batch_size=32)
 LANGUAGE = Shape(epochs=12, lr=2e-3, batch_size=16)
 SMOKE = Shape(parameters=60_000, width=32, layers=1, heads=2, epochs=2)
