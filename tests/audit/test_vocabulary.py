@@ -74,6 +74,30 @@ def test_aliases_change_the_names_and_nothing_else():
     assert alias.encode(TEXTS[0]) != with_aliases(CODINGS[12], 4, seed=2).encode(TEXTS[0])
 
 
+def test_redrawn_aliases_keep_the_tokens_and_leave_ends_and_labels():
+    coding = with_aliases(CODINGS[12], 4, seed=1, redraw=True)
+    row = [END, *coding.encode(TEXTS[0]), FILLER, END, FIRST_LABEL + 1]
+    drawn = [coding.redrawn(row, np.random.default_rng(seed)) for seed in range(20)]
+    assert len({tuple(other) for other in drawn}) == 20
+    for other in drawn:
+        assert coding.decode(other) == TEXTS[0]
+        assert [i for i in other if i < coding.reserved] == [END, FILLER, END, FIRST_LABEL + 1]
+    assert coding.encode(TEXTS[0]) == coding.encode(TEXTS[0])
+    assert (coding.name, with_aliases(CODINGS[12], 4).name) == ("12 merges ×4 redrawn", "12 merges ×4")
+
+
+def test_batches_redraw_each_time_and_repeat_themselves():
+    coding = with_aliases(CODINGS[12], 4, redraw=True)
+    rows = [[END, *coding.encode(text), END] for text in TEXTS[:3]]
+    data, plain = (TextBatches(rows, [1] * 3, 3, 0, redraw) for redraw in (coding, None))
+    first, again, later = data[0].input_ids, data[0].input_ids, data[1].input_ids
+    assert torch.equal(first, again)
+    assert sorted(coding.decode(row) for row in first.numpy()) == sorted(coding.decode(row) for row in later.numpy()) == sorted(TEXTS[:3])
+    assert sorted(map(tuple, first.tolist())) != sorted(map(tuple, later.tolist()))
+    assert sorted(map(tuple, plain[0].input_ids.tolist())) == sorted(map(tuple, plain[1].input_ids.tolist()))
+    assert data.fingerprint != plain.fingerprint
+
+
 def test_the_length_control_spreads_the_tokens_evenly():
     plain, long = CODINGS[12], replace(CODINGS[12], as_long_as=CODINGS[0])
     for text in TEXTS:
@@ -277,6 +301,7 @@ def test_the_auc_is_that_of_low_losses_of_members():
         ({"merges": (0, 0)}, "2 or more different"),
         ({"share": 1.0}, "share"),
         ({"aliases": [(5, 2)]}, r"Controls are asked for of \[5\]"),
+        ({"redrawn": [(5, 2)]}, r"Controls are asked for of \[5\]"),
         ({"lengths": [(12, 7)]}, r"of \[7, 12\] merges"),
         ({"shape": replace(SHAPE, parameters=5_000)}, "feed-forward"),
     ],

@@ -147,7 +147,13 @@ class RewindPrompt:
         return self.frame.format(system=system, user=asked(item, shown), **years)
 
     def without(self) -> RewindPrompt:
-        """The same frame and form of answer, with no end of knowledge declared."""
+        """The same frame and form of answer, with no end of knowledge declared.
+
+        Raises:
+            InputError: the frame itself names a year.
+        """
+        if "{year" in self.frame:
+            raise InputError(f"The frame of {self.name!r} names a year.", "Say with without= how to ask when no year is declared.")
         return RewindPrompt("none", "", {form: _UNDATED[form] for form in self.forms}, self.frame)
 
 
