@@ -14,17 +14,16 @@ from scipy import sparse
 
 from palimpsest.audit.function_activation import measure_function_tokens, text_rows, untrained_twin
 from palimpsest.audit.function_losses import CELLS, continues, growth, largest_cell, steps_to, transition_loss
+from palimpsest.audit.function_rarefaction import frequency_control, rarefaction, rarefied
 from palimpsest.audit.function_steering import steer, steering_effect
 from palimpsest.audit.function_tokens import (
     Occurrences,
     bipartite,
     coverage,
     degree_slope,
-    frequency_control,
     listed_tokens,
     overlap,
     random_coverage,
-    rarefied,
     split_tokens,
     states_of,
 )
@@ -180,6 +179,16 @@ def test_the_frequency_control_compares_equal_numbers():
     assert 0.8 < control["estimate"] < 1.2
 
 
+def test_the_curve_of_rarefaction_rises_from_one_occurrence_to_all():
+    found = planted(40, 10)
+    curve = rarefaction(found, np.array([True, False]))
+    assert curve[0] == (1, pytest.approx(1.0))  # one feature an occurrence
+    assert curve[-1] == (300, pytest.approx(len(np.unique(found.features[found.tokens == 0]))))
+    assert all(a[1] < b[1] for a, b in pairwise(curve))
+    with pytest.raises(InputError, match="None of 600"):
+        rarefaction(found, np.array([False, False]))
+
+
 # --- losses -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -302,8 +311,9 @@ def test_the_measurement_has_both_models_and_every_token(tiny_model, rows, split
     assert found.summary["layers"][0]["coverage_10"] == pytest.approx(table["coverage"][9])
     assert found.summary["most_frequent"][0] == " the"
     assert measure_function_tokens(tiny_model, rows, [1], sae=SAE).table.equals(found.table)
-    (curve,) = found.curves.values()
-    assert [series.style for series in curve.series] == ["line", "dashed"]
+    for curve in found.curves.values():
+        assert [series.style for series in curve.series] == ["line", "dashed"]
+    assert [series.name for series in found.curves["function-tokens-rarefied"].series] == ["function, layer 1", "content, layer 1"]
 
 
 def test_a_given_autoencoder_is_used_and_the_twin_may_be_left_out(tiny_model, rows):

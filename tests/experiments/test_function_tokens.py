@@ -21,7 +21,7 @@ def test_smoke_holds_only_the_sum_of_the_cells_against_anything(smoke):
     assert [check.what[:3] for check in smoke.checks if check.threshold is not None] == ["sum"]
     assert {row["kind"] for row in smoke.rows} == {"layer", "losses", "losses by list", "checkpoint"}
     assert [row["step"] for row in smoke.rows if row["kind"] == "checkpoint"] == [0] * 4 + [8] * 4 + [16] * 4
-    assert [curve.id for curve in smoke.curves] == ["function-tokens", "function-tokens-losses"]
+    assert [curve.id for curve in smoke.curves] == ["function-tokens", "function-tokens-rarefied", "function-tokens-losses"]
     assert json.loads(json.dumps(smoke.to_dict(), allow_nan=False))["passed"] is True
 
 

@@ -17,11 +17,12 @@ import polars as pl
 import torch
 
 from palimpsest.audit.function_losses import largest_cell, transition_loss
+from palimpsest.audit.function_rarefaction import frequency_control, rarefaction
 from palimpsest.audit.function_tokens import (
+    Occurrences,
     TokenSplit,
     coverage,
     degree_slope,
-    frequency_control,
     listed_tokens,
     occurrences,
     overlap,
@@ -125,17 +126,24 @@ def measure_function_tokens(
     models = [model, untrained_twin(model, seed)] if control else [model]
     counts = np.bincount(np.concatenate([np.asarray(row)[1:] for row in rows]), minlength=model.vocab_size)
     split, listed = split_tokens(counts, mass), listed_tokens(counts, model.tokenizer)
-    tables, found, curves = [], [], []
+    tables, found, curves, rarefied = [], [], [], []
     done = 0
     for which, door in zip(("trained", "untrained"), models, strict=False):
         for layer in layers:
             states, _, _ = states_of(door, rows, layer)
             given = (autoencoders or {}).get(layer) if which == "trained" else None
             coder = given or train_sae(states, sae, seed)
-            reading, table = _layer(door, coder, rows, layer, split, listed, states, threshold, seed)
+            seen = occurrences(door, coder, rows, layer, threshold=threshold, states=states)
+            reading, table = _layer(door, coder, seen, split, listed, states, seed)
             found.append({"model": which, "layer": layer, **reading})
             tables.append(table.select(pl.lit(which).alias("model"), pl.lit(layer).alias("layer"), pl.all()))
             curves.append(Series(f"{which}, layer {layer}", _points(table), style="line" if which == "trained" else "dashed"))
+            if which == "trained":
+                for kind, chosen in (("function", split.function), ("content", ~split.function)):
+                    points: list[dict[str, float | int | None]] = [
+                        {"x": m, "y": value / reading["features"]} for m, value in rarefaction(seen, chosen)
+                    ]
+                    rarefied.append(Series(f"{kind}, layer {layer}", points, style="line" if kind == "function" else "dashed"))
             done += 1
             if progress:
                 progress(done, len(models) * len(layers))
@@ -164,22 +172,23 @@ def measure_function_tokens(
         "function-tokens", "A few frequent tokens meet most features", "tokens, the most frequent first", "features met", curves,
         x_scale="log", y_domain=(0.0, 1.0), y_format="percent", caption="Dashed: the same architecture with random weights.",
     )  # fmt: skip
-    return Measurement("function_tokens", pl.concat(tables), plain(summary), plain(provenance), {curve.id: curve})
+    equal = Curve(
+        "function-tokens-rarefied", "Features at equal numbers of occurrences", "occurrences", "features met", rarefied,
+        x_scale="log", y_domain=(0.0, 1.0), y_format="percent", caption="Expected in so many occurrences drawn of all of a kind.",
+    )  # fmt: skip
+    return Measurement("function_tokens", pl.concat(tables), plain(summary), plain(provenance), {c.id: c for c in (curve, equal)})
 
 
 def _layer(
     model: HFModel,
     sae: SparseAutoencoder,
-    rows: Sequence[np.ndarray],
-    layer: int,
+    seen: Occurrences,
     split: TokenSplit,
     listed: TokenSplit,
     states: np.ndarray,
-    threshold: float,
     seed: int,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Figures and the table of one layer of one model."""
-    seen = occurrences(model, sae, rows, layer, threshold=threshold, states=states)
     graph = seen.graph()
     met, alike = coverage(graph, split.ranked), overlap(graph, split.counts, COUNTED)
     pool = np.flatnonzero((split.counts >= COUNTED) & ~split.function)

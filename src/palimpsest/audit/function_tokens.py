@@ -10,13 +10,8 @@ occurrences of a token v a feature f was active; v and f are joined where it is 
 * how alike the features of two occurrences of one token are, Σ_f n_vf (n_vf − 1) / (n_v (n_v − 1) k̄): retrieval means that a function
   token's features change with its context.
 
-Frequent tokens have more occurrences to be active at, whatever they are. The control (ours) compares the same *number* of occurrences: of
-N occurrences that n_f times have feature f, m drawn without replacement have
-
-    E(m) = Σ_f 1 − C(N − n_f, m) / C(N, m)
-
-features (rarefaction). The hypothesis beyond frequency counts as supported when E of function over E of content occurrences exceeds 1 with
-its whole interval. The first position of a row is left out: its norm is of another size.
+Frequent tokens have more occurrences to be active at, whatever they are: `function_rarefaction` compares equal numbers of them. The first
+position of a row is left out: its norm is of another size.
 """
 
 from __future__ import annotations
@@ -27,12 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.special import gammaln
 
 from palimpsest.audit.sae import SparseAutoencoder
 from palimpsest.errors import InputError
 from palimpsest.models.hf import HFModel
-from palimpsest.stats import Interval
 from palimpsest.tokenizer import Tokenizer
 
 _WORDS = (
@@ -211,69 +204,6 @@ def random_coverage(graph: sparse.csr_matrix, pool: np.ndarray, k: int, draws: i
         raise InputError(f"{k} tokens of {len(pool)} are asked for.", "Give a larger pool, or more text.")
     rng = np.random.default_rng(seed)
     return float(np.mean([coverage(graph, rng.choice(pool, size=k, replace=False))[-1] for _ in range(draws)]))
-
-
-def rarefied(total: float | np.ndarray, counts: np.ndarray, m: float | np.ndarray) -> np.ndarray:
-    """E(m) of the docstring: features expected in m of `total` occurrences, when `counts` (…, F) of these have each.
-
-    Example:
-        >>> float(rarefied(4, np.array([4, 1, 0]), 2).round(6))
-        1.5
-    """
-    total, m = np.asarray(total, dtype=np.float64)[..., None], np.asarray(m, dtype=np.float64)[..., None]
-    left = total - counts
-    with np.errstate(invalid="ignore"):
-        missing = gammaln(left + 1) - gammaln(left - m + 1) - gammaln(total + 1) + gammaln(total - m + 1)
-    return np.where(left >= m, -np.expm1(np.minimum(missing, 0.0)), 1.0).sum(-1)
-
-
-def frequency_control(found: Occurrences, function: np.ndarray, *, halves: int = 500, seed: int = 0) -> dict[str, float]:
-    """Features at as many function as content occurrences, and their ratio with an interval over rows.
-
-    The interval has the percentiles of the ratio in random halves of the rows (the delete-half jackknife: Shao and Wu, Annals of Statistics
-    1989): a bootstrap repeats rows, and repeated rows show fewer features than new ones would.
-
-    Args:
-        found: occurrences.
-        function: (V,) bool.
-        halves, seed: of the interval.
-
-    Returns:
-        occurrences (m, two fifths of those of the rarer kind, so that a half has so many too), function, content (features expected at m),
-        and their ratio as estimate, low, high.
-
-    Raises:
-        InputError: fewer than 5 occurrences of one kind, or fewer than 4 rows.
-    """
-    inside = function[found.tokens]
-    m = 2 * int(min(inside.sum(), (~inside).sum())) // 5
-    parts = [found.by_row(chosen) for chosen in (inside, ~inside)] if m else []
-    if not parts or len(parts[0][0]) < 4:
-        raise InputError(
-            f"{int(inside.sum())} of {len(inside)} occurrences are of function tokens.", "Change the share, or give more rows."
-        )
-    rows = len(parts[0][0])
-
-    def expected(weights: np.ndarray) -> np.ndarray:  # (draws, rows) -> (draws, 2)
-        totals = [weights @ sizes for sizes, _ in parts]
-        drawn = np.minimum(m, np.minimum(*totals))  # a half may have fewer of one kind
-        return np.stack([rarefied(total, weights @ table, drawn) for total, (_, table) in zip(totals, parts, strict=True)], axis=-1)
-
-    whole = expected(np.ones((1, rows)))[0]
-    rng = np.random.default_rng(seed)
-    ratios = []
-    for begin in range(0, halves, 50):
-        half = np.zeros((min(50, halves - begin), rows))
-        half[:, : rows // 2] = 1.0
-        both = expected(rng.permuted(half, axis=1))
-        ratios.append(both[:, 0] / both[:, 1])
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
-    return {
-        "occurrences": m,
-        "function": float(whole[0]),
-        "content": float(whole[1]),
-        **Interval(float(whole[0] / whole[1]), float(low), float(high))._asdict(),
-    }
 
 
 def overlap(graph: sparse.csr_matrix, counts: np.ndarray, at_least: int = 20) -> np.ndarray:

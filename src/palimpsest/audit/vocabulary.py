@@ -155,15 +155,8 @@ class VocabularySweep:
                 ]
         table = pl.DataFrame([row for row in rows if row.get("exact", 0) is not None], infer_schema_length=None)
         drawn = {task: _curve({name: {e: float(np.mean(v)) for e, v in c.items()} for name, c in curves.items()})} if curves else {}
-        provenance = {
-            "task": task,
-            "texts": sha256_json(self.texts),
-            "seeds": list(seeds),
-            "labels": self.labels,
-            "share": self.share,
-            "shape": asdict(self.shape),
-            "environment": environment(),
-        }
+        provenance = {"task": task, "texts": sha256_json(self.texts), "seeds": list(seeds), "labels": self.labels, "share": self.share}
+        provenance |= {"shape": asdict(self.shape), "environment": environment()}
         return Measurement(f"vocabulary_{task}", table, self._summary(task, table), plain(provenance), drawn)
 
     def members(self, seed: int) -> np.ndarray:
