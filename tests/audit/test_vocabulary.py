@@ -16,16 +16,16 @@ from palimpsest.audit.vocabulary import VocabularySweep
 from palimpsest.audit.vocabulary_coding import BYTES, END, FILLER, FIRST_LABEL, cut_of, train_coding, with_aliases
 from palimpsest.audit.vocabulary_training import (
     EpochReadings,
+    RedrawnBatches,
     Shape,
-    TextBatches,
     equal_model,
     label_hits,
-    padded,
     target_loss,
     train_on,
 )
 from palimpsest.errors import InputError
 from palimpsest.training.batch import IGNORE
+from palimpsest.training.examples import Example, ExampleBatches, packed
 from palimpsest.training.loop import causal_lm_loss
 
 TEXTS = [f"what is {a} and {b} ?" for a in ("this", "that", "memory") for b in ("paper", "a page", "some ink", "naïve prose")]
@@ -88,14 +88,18 @@ def test_redrawn_aliases_keep_the_tokens_and_leave_ends_and_labels():
 
 def test_batches_redraw_each_time_and_repeat_themselves():
     coding = with_aliases(CODINGS[12], 4, redraw=True)
-    rows = [[END, *coding.encode(text), END] for text in TEXTS[:3]]
-    data, plain = (TextBatches(rows, [1] * 3, 3, 0, redraw) for redraw in (coding, None))
-    first, again, later = data[0].input_ids, data[0].input_ids, data[1].input_ids
-    assert torch.equal(first, again)
+    rows = [Example((END, *coding.encode(text), END)) for text in TEXTS[:3]]
+    data, plain = RedrawnBatches(rows, 3, END, 0, coding), ExampleBatches(rows, 3, END, 0)
+    first, later = data[0].input_ids, data[1].input_ids
+    assert torch.equal(first, data[0].input_ids)
     assert sorted(coding.decode(row) for row in first.numpy()) == sorted(coding.decode(row) for row in later.numpy()) == sorted(TEXTS[:3])
     assert sorted(map(tuple, first.tolist())) != sorted(map(tuple, later.tolist()))
-    assert sorted(map(tuple, plain[0].input_ids.tolist())) == sorted(map(tuple, plain[1].input_ids.tolist()))
+    for k in range(4):  # the order of the texts is that of the plain batches
+        assert [coding.decode(row) for row in data[k].input_ids.numpy()] == [coding.decode(row) for row in plain[k].input_ids.numpy()]
+        assert torch.equal(data[k].labels == IGNORE, plain[k].labels == IGNORE)
     assert data.fingerprint != plain.fingerprint
+    with pytest.raises(InputError, match="no coding"):
+        RedrawnBatches(rows, 3, END, 0)
 
 
 def test_the_length_control_spreads_the_tokens_evenly():
@@ -160,25 +164,13 @@ def test_budgets_that_cannot_be_met_are_refused():
         equal_model(16, 32, Shape(parameters=1_400, width=16, heads=2, layers=1), 0)
 
 
-def test_a_batch_asks_for_what_follows_and_never_for_padding():
-    batch = padded([([5, 6, 7], 1), ([8, 9], 1), ([5, 6, 7, 8], 3)])
-    assert batch.input_ids.tolist() == [[5, 6, 7, END], [8, 9, END, END], [5, 6, 7, 8]]
-    assert batch.labels.tolist() == [[6, 7, IGNORE, IGNORE], [9, IGNORE, IGNORE, IGNORE], [IGNORE, IGNORE, 8, IGNORE]]
-    assert batch.n_target_tokens == 4
+def test_the_loss_is_that_of_every_row_alone():
+    rows = [Example((5, 6, 7)), Example((8, 9)), Example((5, 6, 7, 8), 3)]
+    batch = packed(rows, END)
     model = equal_model(16, 8, replace(SHAPE, parameters=6_000), 0)
-    torch.testing.assert_close(target_loss(model, batch), causal_lm_loss(model, batch))
-    alone = sum(target_loss(model, padded([row])) for row in [([5, 6, 7], 1), ([8, 9], 1), ([5, 6, 7, 8], 3)])
+    torch.testing.assert_close(target_loss(model, batch), causal_lm_loss(model, batch))  # the masks make no difference
+    alone = sum(causal_lm_loss(model, packed([row], END)) for row in rows)
     torch.testing.assert_close(target_loss(model, batch), alone)
-
-
-def test_texts_come_in_the_same_order_in_every_coding():
-    first = TextBatches([[k, k] for k in range(10)], [1] * 10, 4, seed=5)
-    other = TextBatches([[k] * (2 + k) for k in range(10)], [1] * 10, 4, seed=5)
-    for k in range(6):
-        assert first[k].input_ids[:, 0].tolist() == other[k].input_ids[:, 0].tolist()
-    assert sorted(i for k in range(3) for i in first[k].input_ids[:, 0].tolist()) == list(range(10))
-    assert first[0].input_ids.tolist() != first[3].input_ids.tolist()
-    assert first.fingerprint not in (other.fingerprint, TextBatches(first.rows, first.first, 4, seed=6).fingerprint)
 
 
 def test_label_hits_are_those_of_the_whole_logits():
@@ -195,7 +187,7 @@ def test_label_hits_are_those_of_the_whole_logits():
 
 def test_training_learns_labels_by_heart_and_is_read_on_the_way():
     rows = [[10 + k, 12 + k // 2, END, FIRST_LABEL + label] for k, label in enumerate((0, 1, 1, 0, 1, 0, 0, 1))]
-    data = TextBatches(rows, [3] * 8, 3, seed=0)
+    data = ExampleBatches([Example(tuple(row), 3) for row in rows], 3, END, seed=0)
     shape = replace(SHAPE, parameters=6_000, epochs=60)
     readings = EpochReadings(len(data), (1, 60), lambda model: float(label_hits(model, rows, 2).mean()))
     model = train_on(equal_model(30, 8, shape, 0), data, shape, 0, [readings])

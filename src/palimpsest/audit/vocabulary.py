@@ -30,13 +30,14 @@ import numpy as np
 import polars as pl
 
 from palimpsest.audit.vocabulary_coding import END, FIRST_LABEL, Coding, cut_of, train_coding, with_aliases
-from palimpsest.audit.vocabulary_training import EpochReadings, Shape, TextBatches, equal_model, label_hits, train_on
+from palimpsest.audit.vocabulary_training import EpochReadings, RedrawnBatches, Shape, equal_model, label_hits, train_on
 from palimpsest.errors import InputError
 from palimpsest.files import sha256_json
 from palimpsest.measurement import Curve, Measurement, Series, environment, plain
 from palimpsest.models.hf import HFModel
 from palimpsest.stats import auc, auc_interval, clustered_interval, rate_interval, roc_curve, spearman
 from palimpsest.tokenizer import Tokenizer
+from palimpsest.training.examples import Example, ExampleBatches
 
 TASKS = ("random_labels", "membership", "recovery")
 FIGURE = {"random_labels": "accuracy", "membership": "auc", "recovery": "recovered"}
@@ -153,7 +154,7 @@ class VocabularySweep:
                 rows += [
                     {"arm": name, "seed": seed} | dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
                 ]
-        table = pl.DataFrame([row for row in rows if row.get("exact", 0) is not None], infer_schema_length=None)
+        table = pl.DataFrame([row for row in rows if row.get("exact", 0) is not None], infer_schema_length=None)  # None: no space to cut at
         drawn = {task: _curve({name: {e: float(np.mean(v)) for e, v in c.items()} for name, c in curves.items()})} if curves else {}
         provenance = {"task": task, "texts": sha256_json(self.texts), "seeds": list(seeds), "labels": self.labels, "share": self.share}
         provenance |= {"shape": asdict(self.shape), "environment": environment()}
@@ -172,15 +173,16 @@ class VocabularySweep:
         longest = max(len(row) for row in self._encoded[name])  # a prompt may be followed by as many tokens as the longest rest
         return equal_model(self.arms[name].coding.vocab_size, 2 * longest + 2, self.shape, seed)
 
-    def _redraw(self, name: str) -> Coding | None:
-        coding = self.arms[name].coding
-        return coding if coding.redraw else None
+    def _batches(self, name: str, examples: list[Example], seed: int) -> ExampleBatches:
+        """The same texts at the same step in every arm: the order follows from seed and epoch alone."""
+        coding, size = self.arms[name].coding, self.shape.batch_size
+        return RedrawnBatches(examples, size, END, seed, coding) if coding.redraw else ExampleBatches(examples, size, END, seed)
 
     def _random_labels(self, name: str, seed: int) -> tuple[np.ndarray, dict[int, float]]:
         self._tell(f"{name}: random labels, seed {seed}")
         labels = (FIRST_LABEL + self.drawn_labels(seed)).tolist()
         rows = [[*ids, END, label] for ids, label in zip(self._encoded[name], labels, strict=True)]
-        data = TextBatches(rows, [len(row) - 1 for row in rows], self.shape.batch_size, seed, self._redraw(name))
+        data = self._batches(name, [Example(tuple(row), len(row) - 1) for row in rows], seed)
         every = max(1, self.shape.epochs // 6)  # a reading costs a third of an epoch
         epochs = range(self.shape.epochs, 0, -every)
         readings = EpochReadings(len(data), epochs, lambda model: float(label_hits(model, rows, self.labels).mean()))
@@ -191,8 +193,8 @@ class VocabularySweep:
         """The model of an arm that was trained on the members, END in front and behind."""
         if (name, seed) not in self._trained:
             self._tell(f"{name}: language model, seed {seed}")
-            rows = [[END, *self._encoded[name][i], END] for i in np.flatnonzero(self.members(seed))]
-            data = TextBatches(rows, [1] * len(rows), self.shape.batch_size, seed, self._redraw(name))
+            rows = [Example((END, *self._encoded[name][i], END)) for i in np.flatnonzero(self.members(seed))]
+            data = self._batches(name, rows, seed)
             coding = self.arms[name].coding
             tokenizer = Tokenizer(coding.backend, eos_id=END, pad_id=END)  # of the base tokens: ids of the model are decoded by the coding
             self._trained[name, seed] = HFModel(train_on(self._model(name, seed), data, self.shape, seed), tokenizer, name=name)

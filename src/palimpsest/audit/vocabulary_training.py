@@ -10,9 +10,8 @@ order that depends on seed and epoch alone: every vocabulary sees the same texts
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from palimpsest.audit.vocabulary_coding import END, FIRST_LABEL, Coding
 from palimpsest.errors import InputError
+from palimpsest.files import sha256_json
 from palimpsest.training.batch import IGNORE, PackedBatch
+from palimpsest.training.examples import Example, ExampleBatches, packed
 from palimpsest.training.loop import Callback, TrainConfig, Trainer
 
 
@@ -93,58 +94,41 @@ def equal_model(vocab_size: int, length: int, shape: Shape, seed: int) -> LlamaF
 
 
 @dataclass(frozen=True)
-class TextBatches:
-    """Batches of whole texts, padded on the right; see `palimpsest.training.batch.BatchSource`.
+class RedrawnBatches(ExampleBatches):
+    """Batches whose rows are given other aliases each epoch by a coding.
 
     Args:
-        rows: ids of a text each, at least 2.
-        first: the first position of each row whose id is asked for.
-        batch_size: texts a batch.
-        seed: of the order, which is drawn anew each epoch.
-        redraw: a coding that gives the rows other aliases each epoch; None: they stay.
+        coding: of the rows.
+
+    Raises:
+        InputError: as for `ExampleBatches`, or no coding.
     """
 
-    rows: Sequence[Sequence[int]]
-    first: Sequence[int]
-    batch_size: int
-    seed: int
-    redraw: Coding | None = None
+    coding: Coding | None = None
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.rows) // self.batch_size)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coding is None:
+            raise InputError("There is no coding to draw aliases of.", "Give coding=, or take ExampleBatches.")
 
     def __getitem__(self, k: int) -> PackedBatch:
-        epoch, batch = divmod(k, len(self))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        rows = [self.rows[i] for i in chosen]
-        if self.redraw is not None:
-            rng = np.random.default_rng((self.seed, k, 1))
-            rows = [self.redraw.redrawn(row, rng) for row in rows]
-        return padded(list(zip(rows, (self.first[i] for i in chosen), strict=True)))
+        assert self.coding is not None  # __post_init__ has asked for it
+        rng = np.random.default_rng((self.seed, k, 1))
+        rows = [replace(example, ids=tuple(self.coding.redrawn(example.ids, rng))) for example in self.chosen(k)]
+        return packed(rows, self.pad_id)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the rows and of how they are dealt."""
-        redraw = None if self.redraw is None else (self.redraw.aliases, self.redraw.reserved)
-        content = ([list(row) for row in self.rows], list(self.first), self.batch_size, self.seed, redraw)
-        return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def padded(rows: Sequence[tuple[Sequence[int], int]]) -> PackedBatch:
-    """One batch. Padding stands behind every target, where a causal model does not see it: no mask is needed."""
-    width = max(len(row) for row, _ in rows)
-    ids, labels = np.full((len(rows), width), END, dtype=np.int64), np.full((len(rows), width), IGNORE, dtype=np.int64)
-    for place, (row, first) in enumerate(rows):
-        ids[place, : len(row)] = row
-        labels[place, first - 1 : len(row) - 1] = row[first:]
-    positions = np.broadcast_to(np.arange(width), ids.shape).copy()
-    return PackedBatch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions))
+        """SHA-256 (hex) of the examples, of how they are dealt, and of the aliases."""
+        assert self.coding is not None  # __post_init__ has asked for it
+        return sha256_json([super().fingerprint, self.coding.aliases, self.coding.reserved])
 
 
 def target_loss(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """Sum of the losses at the targets; the head is applied there alone, as labels are one position of a text."""
+    """Sum of the losses at the targets; the head is applied there alone, as labels are one position of a text.
+
+    Padding stands behind every target, where a causal model does not see it: no mask is needed.
+    """
     picked, targets = _at_targets(model, batch)
     return F.cross_entropy(picked.float(), targets, reduction="sum")
 
@@ -162,7 +146,8 @@ def label_hits(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], labels: i
     order = np.argsort([len(row) for row in rows], kind="stable")
     for begin in range(0, len(rows), batch_size):
         chosen = order[begin : begin + batch_size]
-        logits, targets = _at_targets(model, padded([(rows[i], len(rows[i]) - 1) for i in chosen]))
+        examples = [Example(tuple(rows[i]), len(rows[i]) - 1) for i in chosen]
+        logits, targets = _at_targets(model, packed(examples, END))
         hits[chosen] = (logits[:, FIRST_LABEL : FIRST_LABEL + labels].argmax(-1) + FIRST_LABEL == targets).numpy()
     return hits
 
@@ -187,7 +172,9 @@ class EpochReadings(Callback):
             self.found[epoch] = self.read(trainer.model)
 
 
-def train_on(model: LlamaForCausalLM, data: TextBatches, shape: Shape, seed: int, callbacks: Sequence[Callback] = ()) -> LlamaForCausalLM:
+def train_on(
+    model: LlamaForCausalLM, data: ExampleBatches, shape: Shape, seed: int, callbacks: Sequence[Callback] = ()
+) -> LlamaForCausalLM:
     """Trains for the shape's epochs with a linear rise over the first twentieth, then a cosine. Returns the model, for evaluation."""
     steps = shape.epochs * len(data)
     config = TrainConfig(steps, lr=shape.lr, warmup=steps // 20, weight_decay=0.0, seed=seed, cpu=True)

@@ -24,9 +24,9 @@ from palimpsest.corpus.factworld import FactWorld
 from palimpsest.evaluation.rewind_items import RewindItem
 from palimpsest.evaluation.temporal import history_of
 from palimpsest.experiments.memory_frame_world import EOS, UNKNOWN, LabWorld
-from palimpsest.governance.actions.training import Example
 from palimpsest.models import HFModel
 from palimpsest.tokenizer import Tokenizer
+from palimpsest.training.examples import Example
 
 DIRECT, FOLLOWING = ("residence", "employer"), ("country_of_residence", "workplace")
 TODAY, LAST = 2025, 2030
