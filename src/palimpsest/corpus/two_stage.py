@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.corpus.alphabetic_code import WINDOW, alphabetic_code
-from palimpsest.corpus.two_stage_groups import CHUNK, first_groups, gather_keys, rank_groups, split_groups
+from palimpsest.corpus.two_stage_groups import HELD, first_groups, gather_keys, rank_groups, split_groups
 from palimpsest.corpus.two_stage_loops import (
     count_tokens,
     deal_peaks,
@@ -218,7 +218,7 @@ def _refine(
     new: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> int:
     """Sorts the groups by the ranks at their depths, as many at once as fit a chunk; returns how many groups are left, listed in `new`."""
-    held = np.empty(CHUNK, np.uint32)
+    held = np.empty(HELD, np.uint32)
     group = used = 0
     while group < starts.size:
         stop, count = gather_keys(starts, sizes, group, order, ranks, depths, number_bits, keys, held)

@@ -16,6 +16,8 @@ from palimpsest.corpus.prefetch import prefetch
 RANK_BITS = 31
 CHUNK_BITS = 14
 CHUNK = 1 << CHUNK_BITS  # elements of groups that are sorted at once: their keys fit into the processor's own cache
+HELD = CHUNK + CHUNK // 2  # and room for the depths of the groups that they are split into
+_RANK = np.uint64((1 << RANK_BITS) - 1)
 _AHEAD = 32
 _SMALL = 16  # up to so many are sorted by insertion
 
@@ -169,7 +171,7 @@ def gather_keys(
         order, ranks, depths: see `first_groups`.
         number_bits: bits of a peak's number.
         keys: u64 (m,), filled from the start of the first group on.
-        held: u32 (CHUNK,): the peaks in the chunk; to be filled.
+        held: u32 (HELD,): the peaks in the chunk; to be filled.
 
     Returns:
         the group to go on with, and the number of keys.
@@ -187,11 +189,10 @@ def gather_keys(
     while True:
         depth = INT(depths[start])
         for i in range(start, start + size):
-            prefetch(ranks, INT(order[min(i + _AHEAD, order.size - 1)]) + depth)
             number = order[np.uint64(i)]
             held[used] = number
-            rank = np.uint64(ranks[np.uint64(INT(number) + depth)])
-            keys[to + used] = (upper << np.uint64(RANK_BITS + CHUNK_BITS)) | (rank << np.uint64(CHUNK_BITS)) | used
+            behind = np.uint64(INT(number) + depth)
+            keys[to + used] = (upper << np.uint64(RANK_BITS + CHUNK_BITS)) | (behind << np.uint64(CHUNK_BITS)) | used
             used += np.uint64(1)
         upper += np.uint64(1)
         group += 1
@@ -200,6 +201,11 @@ def gather_keys(
         start, size = INT(starts[group]), INT(sizes[group])
         if INT(used) + size > CHUNK:
             break
+    last = to + used - np.uint64(1)
+    for at in range(to, to + used):  # a loop of its own, for one knows here where the next ranks are
+        prefetch(ranks, (keys[min(np.uint64(at) + np.uint64(_AHEAD), last)] >> np.uint64(CHUNK_BITS)) & _RANK)
+        behind = (keys[at] >> np.uint64(CHUNK_BITS)) & _RANK
+        keys[at] ^= (behind ^ np.uint64(ranks[behind])) << np.uint64(CHUNK_BITS)
     return group, INT(used)
 
 
@@ -231,28 +237,33 @@ def split_groups(
     alone = size > CHUNK
     lower = np.uint64(number_bits) if alone else np.uint64(CHUNK_BITS)
     last = (np.uint64(1) << lower) - np.uint64(1)
-    rank = (np.uint64(1) << np.uint64(RANK_BITS)) - np.uint64(1)
     at = begin
+    first = used
     for g in range(group, stop):
         begin = INT(starts[g])
         end = begin + INT(sizes[g])
-        depth = np.uint32(depths[begin])
+        depth = depths[begin]
         key = keys[at] >> lower
         for i in range(begin, end):
             value = keys[at]
             order[i] = value & last if alone else held[value & last]
             if value >> lower != key:
                 if i - begin > 1:
-                    new_starts[used], new_sizes[used] = begin, i - begin
-                    new_depths[used] = depth + np.uint32(depths[key & rank])
+                    new_starts[used], new_sizes[used], new_depths[used] = begin, i - begin, key & _RANK
+                    if not alone:
+                        held[CHUNK + used - first] = depth
                     used += 1
                 begin = i
                 key = value >> lower
             at += 1
         if end - begin > 1:
-            new_starts[used], new_sizes[used] = begin, end - begin
-            new_depths[used] = depth + np.uint32(depths[key & rank])
+            new_starts[used], new_sizes[used], new_depths[used] = begin, end - begin, key & _RANK
+            if not alone:
+                held[CHUNK + used - first] = depth
             used += 1
+    for g in range(first, used):  # a loop of its own, in which what is read does not wait for what is guessed
+        before = depths[starts[group]] if alone else held[CHUNK + g - first]
+        new_depths[g] = before + depths[new_depths[g]]
     return used
 
 
