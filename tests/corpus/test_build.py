@@ -262,6 +262,25 @@ class TestContinuing:
         CorpusIndex.build(docs, None, tmp_path / "straight", shards=2)
         assert contents(tmp_path / "index") == contents(tmp_path / "straight")
 
+    @pytest.mark.parametrize("links", [True, False])
+    def test_one_shard_of_the_staged_tokens_themselves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+        """A corpus that has grown, or shrunk, since its only shard was cut; and a file system without links."""
+        docs = rows(23)
+        if not links:
+            monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+        for count in (30, 12, 23):
+            with monkeypatch.context() as patch:
+                patch.setattr(build, "_describe", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+                with pytest.raises(Interrupted):
+                    CorpusIndex.build(docs, None, tmp_path / "index", token_dtype="u16")
+            work = tmp_path / "index.partial"
+            assert (work / "index" / "tokens.0").samefile(work / "tokens.staged") == links
+            docs = rows(40)[:count]
+        CorpusIndex.build(docs, None, tmp_path / "index", token_dtype="u16")
+        CorpusIndex.build(docs, None, tmp_path / "straight", token_dtype="u16", resume=False)
+        assert contents(tmp_path / "index") == contents(tmp_path / "straight")
+        assert (tmp_path / "index" / "tokens.0").stat().st_nlink == 1
+
     def test_staged_bytes_that_the_disk_lost_are_written_again(self, tmp_path: Path, small_batches: None, encoded: list[str]) -> None:
         docs = rows(23)
         with pytest.raises(Interrupted):

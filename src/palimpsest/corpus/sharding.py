@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.staging import STAGED
 from palimpsest.corpus.tokens import separator
 from palimpsest.corpus.workspace import Journal
@@ -32,15 +34,32 @@ def split_shards(work: Path, folder: Path, journal: Journal, staged: np.dtype, d
         files = {docs.name: write_pieces(docs, _document_starts(work / STAGED[1], first, last))}
         length = _last(docs) - 1
         tokens = folder / f"tokens.{shard}"
-        strips = read_strips(work / STAGED[0], staged, start, length)
-        if dtype != staged:
-            strips = (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips)
-        files[tokens.name] = write_pieces(tokens, strips)
+        if shards > 1 or dtype != staged or not _linked(work / STAGED[0], tokens):
+            strips = read_strips(work / STAGED[0], staged, start, length)
+            if dtype != staged:
+                strips = (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips)
+            files[tokens.name] = write_pieces(tokens, strips)
+        else:
+            files[tokens.name] = layout.describe_file(tokens)
         files[offsets.name] = write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
         size = _last(offsets)
         files[meta.name] = write_pieces(meta, read_strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
         start, lines = start + length, lines + size
         journal.append({"stage": "shard", "shard": shard, "length": length, "documents": last - first, "files": files})
+
+
+def _linked(staged: Path, tokens: Path) -> bool:
+    """Gives the staged tokens the name of the shard's without copying them; False where the file system does not do that.
+
+    Nothing writes into the staged file before the journal has forgotten the shard, whose file is then removed.
+    """
+    with open(staged, "rb+") as stream:
+        os.fsync(stream.fileno())
+    try:
+        os.link(staged, tokens)
+    except OSError:
+        return False
+    return True
 
 
 def _shard_borders(work: Path, staged: np.dtype, shards: int) -> list[int]:
