@@ -42,6 +42,14 @@ def names(index: CorpusIndex) -> list[str]:
     return sorted(index.manifest["files"])
 
 
+def test_a_large_index_is_noted_when_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are then older than a tick of the clock; a small one is hashed again sooner than that."""
+    monkeypatch.setattr(layout, "_SOON", 0)
+    built = CorpusIndex.build([[1, 2, 3]], None, tmp_path / "index")
+    monkeypatch.setattr(layout, "verify_files", lambda *given: pytest.fail("hashed again"))
+    assert CorpusIndex.open(built.path).n_documents == 1
+
+
 def test_the_manifest_lists_every_file(index: CorpusIndex) -> None:
     assert sorted(path.name for path in index.path.iterdir()) == sorted([*names(index), "manifest.json"])
     assert len(names(index)) == 13

@@ -111,7 +111,7 @@ def build_index(
             tokenizer.save(folder / "tokenizer.json")
         _describe(folder, journal, name, state, card, request, bound, content.result())
         put_in_place(work, journal, out)
-    layout.note_whole(out, layout.read_manifest(out))
+    layout.note_whole(out, layout.read_manifest(out), wait=True)
 
 
 def _card(tokenizer: Tokenizer | None) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ FORMAT = "palimpsest-index"
 VERSION = 1
 MANIFEST = "manifest.json"
 _CLOCK_TICK = 20_000_000  # nanoseconds
+_SOON = 20_000_000  # bytes that are hashed in about that time
 _REBUILD = "Fetch the index again or build it again; the damaged folder is then replaced."
 
 
@@ -156,12 +157,21 @@ def verify_if_changed(folder: Path, manifest: dict[str, Any], only: set[str] | N
         verify_files(folder, manifest, only)
 
 
-def note_whole(folder: Path, manifest: dict[str, Any]) -> None:
-    """Notes in the cache folder that the index is whole as it stands now."""
+def note_whole(folder: Path, manifest: dict[str, Any], wait: bool = False) -> None:
+    """Notes in the cache folder that the index is whole as it stands now.
+
+    Not where a file has just been changed, for another change in the same tick of the file system's clock would not show; with `wait`
+    it waits for the next tick, unless the next opening hashes the files as soon.
+    """
     stamp = _stamp(folder, manifest)
     newest = max(entry[2] for name, entry in stamp.items() if name != "checksum")
-    if time.time_ns() - newest < _CLOCK_TICK:
-        return  # a change in the same tick of the file system's clock would not show
+    left = newest + _CLOCK_TICK - time.time_ns()
+    if left > 0:
+        if not wait or left > _CLOCK_TICK or sum(entry["bytes"] for entry in manifest["files"].values()) < _SOON:
+            return
+        time.sleep(left / 1e9)
+        if _stamp(folder, manifest) != stamp:
+            return
     try:
         write_json(_note(folder), stamp, indent=None)
     except OSError:
