@@ -88,7 +88,7 @@ def _sentences(record: AuditRecord, worst: LanguageModel, rate: Interval, floor:
     reference = record.plan.references.get(worst.name)
     said = [
         f"Shown {record.context} tokens of a passage, {worst.name} writes the next {record.plan.settings.suffix} to the letter for "
-        f"{count_of(hits, len(rows))} passages of the corpus ({percent(rate.estimate)})."
+        f"{count_of(hits, len(rows))} passages of the corpus ({percent(rate.estimate)}; {percent(rate.low)} to {percent(rate.high)})."
         + (f" The reference {reference.name}, which never saw them, writes {percent(floor)}." if reference else "")
     ]
     if not rows["copies"].is_null().all() and rows["copies"].n_unique() > 1:  # type: ignore[union-attr]
