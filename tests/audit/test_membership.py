@@ -19,6 +19,7 @@ from palimpsest.audit.neighbours import ngram_neighbours
 from palimpsest.audit.samples import PrefixSuffix
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CapabilityError, InputError
+from palimpsest.models import ScoreCache
 from palimpsest.stats import auc, tpr_at_fpr
 
 # the sides are made unlike on purpose: one is written by a model
@@ -136,28 +137,42 @@ def test_lowercase_is_zero_where_nothing_changes_and_a_difference_elsewhere(tiny
     assert scores[1] == pytest.approx(plain.mean() - lower.mean(), abs=1e-6)
 
 
-def test_recall_conditions_on_non_members_and_never_on_the_text_itself(tiny_model, texts):
+def test_recall_conditions_on_non_members_and_never_on_the_text_itself(tiny_model, narrow_door, texts):
     members, nonmembers = texts
     rows = [m.ids for m in members[:3]] + nonmembers[:4]
-    seen = []
+    seen = {}
 
-    class Spy:
-        room, tokenizer = 128, tiny_model.tokenizer
+    class Spy(narrow_door):
+        def score(self, batch, *, start=1, **options):
+            if start != 1:
+                seen.update({row[start:].tobytes(): row[:start] for row in batch})
+            return super().score(batch, start=start, **options)
 
-        def score(self, batch, *, start=1, moments=False, progress=None):
-            seen.append((batch, start))
-            return tiny_model.score(batch, start=start, moments=moments)
-
-    score = score_methods(["recall"], Spy(), rows, 3, None, None, 0.2, 0, None)["recall"]
-    prompted, starts = seen[1]
-    for row, text, start, value in zip(prompted, rows, starts, score, strict=True):
-        prefix = row[: start - 1]
-        assert row[start - 1 :].tolist() == text.tolist()
-        assert len(row) <= 128
+    score = score_methods(["recall"], Spy(tiny_model, {"logprobs"}), rows, 3, None, None, 0.2, 0, None)["recall"]
+    for text, value in zip(rows, score, strict=True):
+        prefix = seen[text.tobytes()]
+        assert len(prefix) + len(text) <= 128
         shots = [tuple(prefix[-32 * i - 32 : len(prefix) - 32 * i].tolist()) for i in range(3)]
         assert set(shots) <= {tuple(n.tolist()) for n in nonmembers[:4]} - {tuple(text.tolist())}
-        conditional = tiny_model.score([row], start=start).logprobs[0].mean()
+        conditional = tiny_model.score([np.concatenate([prefix, text])], start=len(prefix) + 1).logprobs[0].mean()
         assert value == pytest.approx(conditional / tiny_model.logprobs([text])[0].mean(), rel=1e-4)
+    assert len({seen[text.tobytes()].tobytes() for text in rows[:3]}) == 1  # members stand behind the same
+
+
+def test_recall_reads_a_shared_prefix_once_and_says_the_same(tiny_model, narrow_door, texts):
+    members, nonmembers = texts
+    rows = [m.ids[: 20 + i % 3] for i, m in enumerate(members)] + nonmembers
+    fed = []
+    hook = tiny_model.model.register_forward_pre_hook(lambda _, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    try:
+        short = score_methods(["recall"], ScoreCache(tiny_model), rows, 30, None, None, 0.2, 0, None)["recall"]
+        tokens = sum(fed)
+        fed.clear()
+        whole = score_methods(["recall"], narrow_door(tiny_model, {"logprobs"}), rows, 30, None, None, 0.2, 0, None)["recall"]
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(short, whole, rtol=1e-4)
+    assert tokens < sum(fed) / 2
 
 
 def test_recall_of_a_text_the_model_is_sure_of_is_one():

@@ -6,7 +6,7 @@ Besides the scores of `membership_scores`:
                    (Carlini et al., USENIX Security 2021; Watson et al., ICLR 2022)
 * lowercase        mean lp(x) - mean lp(lower(x))                              (Carlini et al., USENIX Security 2021)
 * neighbour_ngram  mean lp(x) - mean over 25 neighbours of mean lp             (see `neighbours`)
-* recall           in front of every text the same 7 non-members, as much of their end as fits the context
+* recall           in front of every text the same 7 non-members, as much of their end as fits the context beside the longest text
 * gradnorm         minus the norm of the gradient of the text's loss            (see `membership_gradients`; only when it is named)
 """
 
@@ -22,6 +22,7 @@ from palimpsest.audit.membership_scores import dc_pdd, mean_logprob, min_k, reca
 from palimpsest.audit.neighbours import ngram_neighbours
 from palimpsest.audit.progress import stages
 from palimpsest.models.base import LanguageModel, Progress
+from palimpsest.models.shared_prefix import continuation_logprobs
 
 if TYPE_CHECKING:
     from palimpsest.corpus import CorpusIndex
@@ -83,10 +84,7 @@ def score_methods(
             lower = [_lower(model, text, row) for text, row in zip(texts, rows, strict=True)]
             out[name] = mean - mean_logprob(model.score(lower, progress=stage(len(rows))).logprobs)
         elif name == "recall":
-            prefixes = _prefixes(model, rows, members, seed)
-            prompted = [np.concatenate(pair) for pair in zip(prefixes, rows, strict=True)]
-            starts = [len(prefix) + 1 for prefix in prefixes]  # the same tokens as without the prefix
-            out[name] = recall_ratio(model.score(prompted, start=starts, progress=stage(len(rows))).logprobs, lp)
+            out[name] = recall_ratio(_behind_nonmembers(model, rows, members, seed, stage(len(rows))), lp)
         elif name == "reference":
             assert reference is not None
             out[name] = _over_reference(model, reference, rows, lp, texts, stage(len(rows)))
@@ -109,16 +107,38 @@ def _lower(model: LanguageModel, text: str, row: np.ndarray) -> np.ndarray:
     return row if lower == text else np.array(model.tokenizer.encode(lower)[: model.room], dtype=np.int64)
 
 
+def _behind_nonmembers(
+    model: LanguageModel, rows: list[np.ndarray], members: int, seed: int, progress: Progress | None
+) -> list[np.ndarray]:
+    """Log-probs of every text behind non-members, of the same tokens as without them. Each prefix is read once."""
+    prefixes = _prefixes(model, rows, members, seed)
+    owners: dict[bytes, list[int]] = {}
+    for number, prefix in enumerate(prefixes):
+        owners.setdefault(prefix.tobytes(), []).append(number)
+    groups = list(owners.values())
+
+    def tell(done: int, _: int) -> None:
+        if progress:
+            progress(sum(map(len, groups[:done])), len(rows))
+
+    heads = [prefixes[group[0]] for group in groups]
+    found = continuation_logprobs(model, heads, [[rows[i] for i in group] for group in groups], progress=tell)
+    out: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for group, values in zip(groups, found, strict=True):
+        for number, own in zip(group, values, strict=True):
+            out[number] = own[1:]
+    return out
+
+
 def _prefixes(model: LanguageModel, rows: list[np.ndarray], members: int, seed: int) -> list[np.ndarray]:
-    """What recall puts before each text: non-members, as much of their end as fits. None of them stands before itself: a spare one
-    takes its place."""
+    """What recall puts before each text: non-members, as much of their end as fits before the longest text, the same for all; only that
+    none of them stands before itself: there a spare one takes its place."""
     order = members + np.random.default_rng(seed).permutation(len(rows) - members)
     shots, spare = order[: min(SHOTS, len(order) - 1)].tolist(), int(order[min(SHOTS, len(order) - 1)])
-    prefixes = []
-    for number, row in enumerate(rows):
-        prefix = np.concatenate([rows[spare if shot == number else shot] for shot in shots])
-        prefixes.append(prefix[-(model.room - len(row)) :])
-    return prefixes
+    room = model.room - max(map(len, rows))
+    chosen = {number: [spare if shot == number else shot for shot in shots] for number in (None, *shots)}
+    made = {number: np.concatenate([rows[shot] for shot in own])[-room:] for number, own in chosen.items()}
+    return [made.get(number, made[None]) for number in range(len(rows))]
 
 
 def _over_reference(

@@ -51,6 +51,8 @@ class HFModel(LanguageModel):
         >>> model.score([tokenizer.encode("In the beginning")]).logprobs[0]   # doctest: +SKIP
     """
 
+    in_process = True  # whether a forward pass is made here, so that what it keeps can be used again
+
     def __init__(
         self,
         model: PreTrainedModel,

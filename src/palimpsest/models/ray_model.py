@@ -61,6 +61,8 @@ class RayModel(HFModel):
         >>> model.score([model.tokenizer.encode("In the beginning")]).logprobs[0]   # doctest: +SKIP
     """
 
+    in_process = False
+
     def __init__(self, spec: str | os.PathLike[str], *, actors: int | None = None, share: float = 1.0, **options: Any) -> None:
         if (actors is not None and actors < 1) or not 0 < share <= 1:
             raise InputError(f"There are {actors} actors with a share of {share}.", "Give at least 1, and a share above 0 and up to 1.")

@@ -22,6 +22,7 @@ from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import LanguageModel, Progress
 from palimpsest.models.batching import batches_by_length, check_rows, pad
 from palimpsest.models.hf import HFModel
+from palimpsest.models.score_cache import ScoreCache
 
 Rows = Sequence[Sequence[int] | np.ndarray]
 _TOLERANCE = 2e-3  # nat a token: what two orders of summation in float32 may differ by
@@ -31,16 +32,28 @@ _CACHED = 1 << 14  # tokens of prefix that are kept at once, over all rows of a 
 def score_continuations(
     model: LanguageModel, prefixes: Rows, continuations: Sequence[Rows], *, progress: Progress | None = None
 ) -> list[np.ndarray]:
-    """Natural log-probability of every continuation given its prefix.
+    """Natural log-probability of every continuation given its prefix: the sums of `continuation_logprobs`.
+
+    Returns:
+        For each prefix one float64 array, an entry a continuation: the sum over its tokens.
+    """
+    found = continuation_logprobs(model, prefixes, continuations, progress=progress)
+    return [np.array([float(values.sum(dtype=np.float64)) for values in own]) for own in found]
+
+
+def continuation_logprobs(
+    model: LanguageModel, prefixes: Rows, continuations: Sequence[Rows], *, progress: Progress | None = None
+) -> list[list[np.ndarray]]:
+    """Natural log-probability of every token of every continuation given its prefix.
 
     Args:
-        model: needs "logprobs".
+        model: needs "logprobs"; of a `ScoreCache` the door behind it is asked where it has a short way.
         prefixes: N rows of ids, each of at least one.
         continuations: for each prefix its rows of ids, each of at least one.
         progress: called with (prefixes done, prefixes in all).
 
     Returns:
-        For each prefix one float64 array, an entry a continuation: the sum over its tokens.
+        For each prefix one array (tokens,) a continuation.
 
     Raises:
         CapabilityError: the door has no log-probs.
@@ -51,26 +64,34 @@ def score_continuations(
     model.require("logprobs", "The log-probability of a continuation")
     if len(prefixes) != len(continuations):
         raise InputError(f"There are {len(prefixes)} prefixes and {len(continuations)} sets of continuations.", "Give one set each.")
-    vocabulary = model.vocab_size if isinstance(model, HFModel) else model.tokenizer.vocab_size
+    door = _with_cache(model)
+    vocabulary = door.vocab_size if door is not None else model.tokenizer.vocab_size
     heads = check_rows(prefixes, vocabulary, model.room, 1, "Prefix")
     tails = [
         check_rows(rows, vocabulary, model.room, len(head), f"Continuation of prefix {number},")
         for number, (head, rows) in enumerate(zip(heads, continuations, strict=True))
     ]
-    out: list[np.ndarray] = []
-    cached = isinstance(model, HFModel)
+    out: list[list[np.ndarray]] = []
     for head, rows in zip(heads, tails, strict=True):
-        scores = _behind_cache(model, head, rows) if cached and isinstance(model, HFModel) else None
+        scores = _behind_cache(door, head, rows) if door is not None else None
         if scores is not None and not out:
             probe = rows[: min(2, len(rows))]
-            cached = bool(np.all(np.abs(_whole(model, head, probe) - scores[: len(probe)]) <= _TOLERANCE * max(map(len, probe))))
-        if scores is None or not cached:
-            cached = False
+            pairs = zip(_whole(model, head, probe), scores, strict=False)
+            if not all(abs(float(one.sum() - other.sum())) <= _TOLERANCE * max(map(len, probe)) for one, other in pairs):
+                scores = None
+        if scores is None:
+            door = None
             scores = _whole(model, head, rows)
         out.append(scores)
         if progress:
             progress(len(out), len(heads))
     return out
+
+
+def _with_cache(model: LanguageModel) -> HFModel | None:
+    """The door whose keys and values can be kept here, if there is one."""
+    door = model.behind if isinstance(model, ScoreCache) else model
+    return door if isinstance(door, HFModel) and door.in_process else None
 
 
 def score_choices(
@@ -91,16 +112,17 @@ def score_choices(
         CapabilityError, InputError, ContextOverflowError, NonFiniteError: as `score_continuations`.
     """
     model.require("logprobs", "The log-probability of a choice")
-    vocabulary = model.vocab_size if isinstance(model, HFModel) else model.tokenizer.vocab_size
+    door = _with_cache(model)
+    vocabulary = door.vocab_size if door is not None else model.tokenizer.vocab_size
     if not groups or [len(group) for group in groups] != [len(group) for group in choices]:
         raise InputError(f"{len(groups)} groups of prompts and {len(choices)} of choices.", "Give each prompt its choices.")
     prompts = [check_rows(group, vocabulary, model.room, 1, "Prompt") for group in groups]
     offered = [np.stack(check_rows(group, vocabulary, model.room, 0, "Choices of prompt")) for group in choices]
     total = sum(map(len, prompts))
     out: list[tuple[np.ndarray, np.ndarray]] = []
-    if isinstance(model, HFModel):
+    if door is not None:
         for rows, tokens in zip(prompts, offered, strict=True):
-            found = _choices_behind_cache(model, rows, tokens)
+            found = _choices_behind_cache(door, rows, tokens)
             if found is None or (not out and not _agrees(found[0][0], _whole_choices(model, rows[:1], tokens[:1])[0][0])):
                 break
             out.append(found)
@@ -168,14 +190,13 @@ def _continued(model: HFModel, cache: Any, seen: int, rows: Sequence[np.ndarray]
     return logits.float()
 
 
-def _whole(model: LanguageModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+def _whole(model: LanguageModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The plain way: every prefix and continuation as one row."""
-    scores = model.score([np.concatenate([head, row]) for row in rows], start=len(head))
-    return np.array([float(values.sum(dtype=np.float64)) for values in scores.logprobs])
+    return model.score([np.concatenate([head, row]) for row in rows], start=len(head)).logprobs
 
 
 @torch.inference_mode()
-def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray | None:
+def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) -> list[np.ndarray] | None:
     """The short way; None where the model keeps nothing that can be copied, or its head looks at more than one position."""
     if not model._head_is_positionwise:
         return None
@@ -189,18 +210,17 @@ def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) 
     if not hasattr(cache, "batch_repeat_interleave"):
         return None
     begun = first.logits[0]  # (common + 1, vocabulary)
-    shared = float(_logprobs(model, begun[:-1], rows[0][:common]).sum()) if common else 0.0
-    out = np.full(len(rows), shared)
+    shared = _logprobs(model, begun[:-1], rows[0][:common])
     own = [row[common:] for row in rows]
     after = _logprobs(model, begun[-1:].expand(len(rows), -1), np.array([row[0] for row in own]))
-    out += after
+    out = [np.concatenate([shared, after[i : i + 1]]) for i in range(len(rows))]
     longer = [i for i, row in enumerate(own) if len(row) > 1]
     for batch in batches_by_length([len(own[i]) for i in longer], model.batch_tokens, max(1, _CACHED // len(fed))):
         chosen = [own[longer[i]] for i in batch]
         logits = _continued(model, cache, len(fed), [row[:-1] for row in chosen], last=False)
         values = _logprobs(model, logits, np.concatenate([row[1:] for row in chosen]))
-        owners = np.repeat([longer[i] for i in batch], [len(row) - 1 for row in chosen])
-        out += np.bincount(owners, values, len(rows))
+        for i, piece in zip(batch, np.split(values, np.cumsum([len(row) - 1 for row in chosen])[:-1]), strict=True):
+            out[longer[i]] = np.concatenate([out[longer[i]], piece])
     return out
 
 
