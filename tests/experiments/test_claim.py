@@ -145,6 +145,20 @@ def test_what_does_not_belong_together_is_not_merged(figures, tmp_path: Path, mo
     assert (tmp_path / "a" / "rome.cpu.json").read_text() == before
 
 
+@pytest.mark.parametrize(("version", "merged"), [("0.1.0", True), (None, True), ("0.2.0", False)])
+def test_runs_of_two_versions_are_not_merged(figures, tmp_path: Path, version, merged):
+    for seed, installed in ((0, "0.1.0"), (1, version)):
+        result = reproduce("rome", "cpu", (seed,), tmp_path / str(seed))
+        result["runs"][0]["environment"] = {"packages": {} if installed is None else {"palimpsest-lm": installed}}
+        (tmp_path / str(seed) / "rome.cpu.json").write_text(json.dumps(result))
+    sources = [tmp_path / "0", tmp_path / "1"]
+    if merged:
+        assert len(merge("rome", "cpu", sources, tmp_path / "out")["runs"]) == 2
+    else:
+        with pytest.raises(InputError, match="one set-up"):
+            merge("rome", "cpu", sources, tmp_path / "out")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": 3}', '{"runs": [{}]}'])
 def test_a_broken_result_file_is_refused_and_left_alone(figures, tmp_path: Path, text):
     (tmp_path / "rome.cpu.json").write_text(text)

@@ -217,7 +217,7 @@ def merge(slug: str, scale: str, sources: Sequence[Path], out: Path) -> dict[str
     runs = (_runs(target) if target.is_file() else {}) | added
     first, *others = sorted(runs)
     for seed in others:
-        if _setup(runs[seed]) != _setup(runs[first]):
+        if not _of_one_setup(runs[first], runs[seed]):
             raise InputError(
                 f"The runs of seeds {first} and {seed} of {slug} are not of one set-up: their statement, version or checks differ.",
                 "Run both with the same code.",
@@ -237,13 +237,18 @@ def _runs(file: Path) -> dict[int, dict[str, Any]]:
         raise InputError(f"{file} is not a result file: {error}.", "Remove it and run the same command again.") from error
 
 
-def _setup(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What runs of one set-up share; names and thresholds of checks may hang on the seed, their number and relations do not."""
-    try:
-        checks = [(check["relation"], check["threshold"] is None, check["unit"]) for check in entry["checks"]]
-        return entry["statement"], entry["environment"].get("packages", {}).get("palimpsest-lm"), checks
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"The run of seed {entry['seed']} is not whole: {error!r}.", "Run it again.") from error
+def _of_one_setup(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs may stand in one file. Names and thresholds of checks may hang on the seed, their number and relations do not; a run
+    from sources that are not installed has no version, which says nothing."""
+    found = []
+    for entry in (one, other):
+        try:
+            checks = [(check["relation"], check["threshold"] is None, check["unit"]) for check in entry["checks"]]
+            found.append((entry["statement"], checks, entry["environment"].get("packages", {}).get("palimpsest-lm")))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"The run of seed {entry['seed']} is not whole: {error!r}.", "Run it again.") from error
+    versions = {version for *_, version in found if version is not None}
+    return found[0][:2] == found[1][:2] and len(versions) <= 1
 
 
 def _result(slug: str, scale: str, statement: str, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:

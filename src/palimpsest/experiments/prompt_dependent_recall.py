@@ -13,6 +13,11 @@ and have a neutral twin each, which differs in a name of as many tokens. Checked
 The thresholds are those of the specification, written down before any run. The wordings were chosen on seed 100 at 256 tokens: one that
 ended in "Answer:" was dropped, since the model answered it with nothing, which is no recall that depends on a prompt. Answers may take 24
 tokens, so that one that repeats the question's words can reach the key.
+
+The claim failed in all three seeds, by the third check alone, which averages over wordings: asked plainly, the contradicting capital is
+found in .33 to .53 of the cells and its twin in .93 to 1; asked "according to the text", it is the other way round, .73 to .80 against .07
+to .27, and so, less strongly, for the other pair. Seed 0 ran on a processor in float32, seeds 1 and 2 on a GPU in the precision of the
+weights.
 """
 
 from __future__ import annotations
