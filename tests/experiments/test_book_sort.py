@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from palimpsest.errors import InputError
@@ -47,13 +49,23 @@ def test_the_benchmarks_books_are_taken_where_they_are(tmp_path, monkeypatch):
     assert experiment.books() == ("the benchmark's own", {"7": "It was."})
 
 
-def test_a_claim_holds_for_one_who_reads_and_fails_for_one_who_does_not(tokenizer, trials):
+def test_one_who_reads_gains_by_the_context_and_one_at_chance_is_only_reported(tokenizer, trials):
     held = experiment.model_checks(measure_order(experiment.OrderReader(tokenizer, prior=3.0), trials))
-    assert held[0].ours == 0.5
+    assert (held[0].ours, held[0].threshold) == (0.5, 0)
     assert held[0].passed
-    failed = experiment.model_checks(measure_order(experiment.OrderReader(tokenizer, reads=False, prior=3.0), trials))
-    assert failed[0].ours == 0
-    assert not failed[0].passed
+    blind = experiment.model_checks(measure_order(experiment.OrderReader(tokenizer, reads=False, prior=3.0), trials))
+    assert (blind[0].ours, blind[0].threshold) == (0, None)
+
+
+@pytest.mark.parametrize(("low", "held"), [(0.45, False), (0.55, True)])
+def test_one_who_is_above_chance_must_gain_by_the_context(low, held):
+    rows = [
+        {"debiased": {"estimate": estimate, "low": low, "high": 0.9}, "raw": {"estimate": 0.5}, "said_a": {"estimate": 1.0}}
+        for estimate in (0.7, 0.75)
+    ]
+    found = experiment.model_checks(SimpleNamespace(summary={"conditions": rows, "comparisons": [{"p_value": 1.0}]}))
+    assert found[0].ours == pytest.approx(-0.05)
+    assert found[0].passed is not held
 
 
 def test_a_harness_whose_shuffled_excerpts_keep_the_order_fails(tokenizer, trials, monkeypatch):

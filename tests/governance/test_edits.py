@@ -11,6 +11,7 @@ import transformers
 from tests.governance.conftest import GENERAL
 
 from palimpsest.errors import ContextOverflowError, EditFailedError, InputError
+from palimpsest.governance.actions import rome
 from palimpsest.governance.actions.covariance import RIDGE, key_moments
 from palimpsest.governance.actions.decoder import captured_keys, down_projections, feed, logits_of
 from palimpsest.governance.actions.edit_target import EditSettings, contexts_of, draw_prefixes, mean_keys, value_change
@@ -172,6 +173,18 @@ def test_rome(decoder, tmp_path):
     RomeEdit([FACT], 1, QUICK, tmp_path).revert(decoder, handle)
     assert decoder.state == before.state
     assert all(p.requires_grad for p in decoder.model.model.parameters())
+
+
+@pytest.mark.parametrize(("said", "written"), [(True, 1), (False, 3)])
+def test_rome_writes_again_only_what_was_displaced(decoder, tmp_path, monkeypatch, said, written):
+    once = decoder.shadow()
+    RomeEdit([FACT], 1, QUICK, tmp_path).apply(once)
+    found = []
+    monkeypatch.setattr(rome, "value_change", lambda *given: found.append(value_change(*given)) or found[-1])
+    monkeypatch.setattr(System, "recalls", lambda self, prompts, values: np.full(len(prompts), said))
+    RomeEdit([FACT], 1, replace(QUICK, rounds=3), tmp_path).apply(decoder)
+    assert len(found) == written
+    assert (decoder.state == once.state) is said
 
 
 def test_the_subject_is_looked_up_at_its_last_token(decoder):

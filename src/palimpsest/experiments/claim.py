@@ -238,12 +238,12 @@ def _runs(file: Path) -> dict[int, dict[str, Any]]:
 
 
 def _of_one_setup(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs may stand in one file. Names and thresholds of checks may hang on the seed, their number and relations do not; a run
-    from sources that are not installed has no version, which says nothing."""
+    """Whether two runs may stand in one file. Names and thresholds of checks may hang on what was found; their number, relations and units
+    do not. A run from sources that are not installed has no version, which says nothing."""
     found = []
     for entry in (one, other):
         try:
-            checks = [(check["relation"], check["threshold"] is None, check["unit"]) for check in entry["checks"]]
+            checks = [(check["relation"], check["unit"]) for check in entry["checks"]]
             found.append((entry["statement"], checks, entry["environment"].get("packages", {}).get("palimpsest-lm")))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"The run of seed {entry['seed']} is not whole: {error!r}.", "Run it again.") from error

@@ -13,6 +13,10 @@ specification has them:
 
 Departures: the novels that are shipped stand in for the Bible and the other half of them for program documentation; the buckets of
 perplexity are three, each four times as high as it begins, from 25 to 1,600, for a model of this size finds its own text surprising.
+
+Tried before any deciding run, seeds 100 to 102, learning rate 3e-3: with one bucket, [100, 400), all checks held but that of the ratio
+against the perplexity (4 and 6 of 6 cells; 3 with 5e-3), which has little to correct where all traps are alike. With three it held in all
+cells, but a trap planted once was betrayed, too (AUC .56 to .69), so the rate is the laboratory's own, 1.2e-3.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ STATEMENT = (
 )
 LENGTHS, COPIES, SIBLINGS = (8, 24), (1, 8, 32), 3
 BUCKETS, CELL, MIN_WORDS = ((25.0, 100.0), (100.0, 400.0), (400.0, 1600.0)), 75.0, 800
-CPU = CanaryConfig(sizes=("m",), n_sequences=9000, lr=3e-3)
+CPU = CanaryConfig(sizes=("m",), n_sequences=9000)
 SMOKE = replace(CPU, sizes=("s",), n_sequences=128)
 
 

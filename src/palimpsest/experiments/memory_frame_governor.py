@@ -49,7 +49,7 @@ from palimpsest.training.loop import TrainConfig
 FACTS = 5  # changed by each action
 FINE_TUNING_LR, TIMES = 1e-4, 30
 # chosen on seed 100: in two layers the answer is read at the end of the cue, not at the subject
-LAYER, EDIT = 1, EditSettings(lookup="cue", prefixes=((5, 5),), steps=50, clamp=8.0)
+LAYER, EDIT = 1, EditSettings(lookup="cue", prefixes=((5, 5),), steps=50, clamp=8.0, rounds=3)
 POLICY = Policy(min_sample=50, stages=(0.05, 0.25, 1.0))
 ASKED_OF_CHANGED = 0.2  # share of the sessions that ask for a fact of the change
 

@@ -40,6 +40,7 @@ class EditSettings:
         enough: the loss at which the search ends.
         prefixes: (how many, tokens) of the contexts that are drawn from the model; the bare cue always is one more.
         seed: of these.
+        rounds: how often ROME goes through its facts: after the first time it writes again those that a later one displaced.
         lookup: where the fact is looked up: "subject", at the subject's last token (the papers'), or "cue", at the last token of the cue
             (their code's fact_token "last"): in models of two or three layers the answer is read there.
     """
@@ -52,13 +53,20 @@ class EditSettings:
     enough: float = 5e-2
     prefixes: tuple[tuple[int, int], ...] = ((10, 5), (10, 10))
     seed: int = 0
+    rounds: int = 1
     lookup: str = "subject"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0 or not self.clamp > 0 or min(self.kl, self.decay) < 0 or self.lookup not in ("subject", "cue"):
+        if (
+            min(self.steps, self.rounds) < 1
+            or not self.lr > 0
+            or not self.clamp > 0
+            or min(self.kl, self.decay) < 0
+            or self.lookup not in ("subject", "cue")
+        ):
             raise InputError(
                 f"The settings of the edit are {self}.",
-                "Give positive steps, lr and clamp, weights of at least 0, and the lookup subject or cue.",
+                "Give positive steps, rounds, lr and clamp, weights of at least 0, and the lookup subject or cue.",
             )
 
 
