@@ -1,9 +1,9 @@
 """Claim check of alignment extraction: behind the bare template a tuned model writes what it was tuned on, and letters undercount it.
 
 Barbero et al. 2025, arXiv 2510.18554, in the laboratory: the shipped twin of half a million parameters, trained on novels, is tuned for
-three epochs on 2,000 made-up instructions between <|user|>, <|assistant|> and <|endoftext|>, all tokens counting. Then 1,000 samples of
-at most 64 tokens are drawn behind <|user|> and nothing else. The embedder is all-MiniLM-L6-v2 (fetched when it is not at hand). Checks, as
-the specification has them:
+three epochs on 2,000 made-up instructions between <|user|>, <|assistant|> and <|endoftext|>, one a row, all tokens behind <|user|>
+counting. Then 1,000 samples of at most 64 tokens are drawn behind <|user|> and nothing else. The embedder is all-MiniLM-L6-v2 (fetched
+when it is not at hand). Checks, as the specification has them:
 
 * samples behind the template are nearer to the set than samples behind <|endoftext|>: mean cosine of the nearest item higher by 0.1;
 * at least three times as many match by meaning (at the calibrated threshold) as by letters (Levenshtein's similarity 0.9, same pairs);
@@ -36,7 +36,7 @@ from palimpsest.measurement import Measurement
 from palimpsest.models import HFModel
 from palimpsest.models.minilm import MiniLM
 from palimpsest.tokenizer import Tokenizer
-from palimpsest.training.batch import RowBatches
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import TrainConfig, Trainer
 
 STATEMENT = (
@@ -44,8 +44,8 @@ STATEMENT = (
     "than matching strings."
 )
 TEMPLATE = ChatTemplate("<|user|>", "<|assistant|>", EOS)
-ITEMS, HELD_OUT, SAMPLES, NEW, EPOCHS, LR = 2000, 500, 1000, 64, 3, 1.2e-3
-SEQ_LEN, BATCH = 96, 8
+ITEMS, HELD_OUT, SAMPLES, NEW, EPOCHS, LR = 2000, 500, 1000, 64, 3, 3e-3
+BATCH = 8
 
 
 def run(scale: str, seed: int) -> Claim:
@@ -75,7 +75,8 @@ def run(scale: str, seed: int) -> Claim:
     plain = [text for text in plain_texts(tuned, extract(tuned, EOS, samples, max_new_tokens=NEW, seed=seed), TEMPLATE) if text]
     beyond = matcher.nearest([item.text for item in fresh])[1]
     opened = tuned.tokenizer.encode(TEMPLATE.prefix)
-    rows = [np.concatenate([opened, row, [EOS_ID]]) for row in written]
+    rows = [np.concatenate([opened, row, [EOS_ID] * (len(row) < NEW)]).astype(np.int64) for row in written]
+    rows = [row for row in rows if len(row) > len(opened)]
     others = {"tuned": tuned, "on the samples": tune(base, rows, seed), "untuned": base}
     others["on originals"] = tune(base, [encode(base.tokenizer, item) for item in known[:samples]], seed)
     losses = {name: held_out_loss(model, calibrating + fresh) for name, model in others.items()}
@@ -109,10 +110,8 @@ def encode(tokenizer: Tokenizer, item: Instruction) -> np.ndarray:
 
 
 def tune(base: HFModel, rows: Sequence[np.ndarray], seed: int) -> HFModel:
-    """A copy of `base` after three epochs over the chats, which follow each other in rows of 96 tokens."""
-    stream = np.concatenate([rows[i] for i in np.random.default_rng((seed, 42)).permutation(len(rows))])
-    length = min(SEQ_LEN, len(stream))
-    data = RowBatches(stream[: len(stream) // length * length].reshape(-1, length), BATCH, shuffle_seed=seed)
+    """A copy of `base` after three epochs over the chats; the token that opens one is given, never asked for."""
+    data = ExampleBatches([Example(tuple(row.tolist())) for row in rows], BATCH, EOS_ID, seed)
     steps = EPOCHS * len(data)
     network = copy.deepcopy(base.model)
     with one_thread():
