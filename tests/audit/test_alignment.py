@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 
 from palimpsest.audit.alignment import ChatTemplate, extract, measure_alignment, plain_texts
+from palimpsest.audit.meaning import Matcher
 from palimpsest.errors import InputError
 from palimpsest.measurement import Measurement
 from palimpsest.models import HFModel
@@ -112,6 +113,15 @@ def test_the_measurement_counts_by_each_rule(model):
     assert Measurement.from_json(measured.to_json()).summary["counts"] == summary["counts"]
     points = measured.curves["alignment"].series[0].points
     assert points[-1]["y"] <= points[0]["y"] == (table["cosine"] >= 0.5).sum() / 4
+
+
+def test_items_may_be_embedded_before(model):
+    one = measure_alignment(model, TEMPLATE, ITEMS, HELD_OUT, letters, samples=samples(model))
+    other = measure_alignment(model, TEMPLATE, Matcher(ITEMS, letters), HELD_OUT, samples=samples(model))
+    assert other.table.equals(one.table)
+    assert other.summary == one.summary
+    with pytest.raises(InputError, match="no embedder"):
+        measure_alignment(model, TEMPLATE, ITEMS, HELD_OUT, samples=samples(model))
 
 
 def test_without_a_string_match_there_is_no_undercount(model):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from palimpsest.audit.meaning import Embedder, Matcher
+from palimpsest.audit.meaning import CALIBRATION, Embedder, Matcher
 from palimpsest.errors import InputError
 from palimpsest.measurement import Curve, Measurement, Series, environment
 from palimpsest.models import LanguageModel
@@ -136,9 +136,9 @@ def plain_texts(model: LanguageModel, rows: Sequence[np.ndarray], template: Chat
 def measure_alignment(
     model: LanguageModel,
     template: ChatTemplate,
-    items: Sequence[str],
+    items: Sequence[str] | Matcher,
     held_out: Sequence[str],
-    embedder: Embedder,
+    embedder: Embedder | None = None,
     *,
     n: int = 1000,
     samples: Sequence[np.ndarray] | None = None,
@@ -153,9 +153,9 @@ def measure_alignment(
     Args:
         model: needs "text".
         template: of the chats that it was tuned on.
-        items: plain texts of the post-training set: question, space, answer.
+        items: plain texts of the post-training set: question, space, answer; or a `Matcher` of them, which has embedded them.
         held_out: plain texts of the same source that are not in it, for the calibration.
-        embedder: texts to unit vectors, `MiniLM` for one.
+        embedder: texts to unit vectors, `MiniLM` for one; not asked for where a `Matcher` brings its own.
         n, max_new_tokens, seed, sampling: see `extract`.
         samples: what `extract` has drawn, where it is at hand.
         threshold: the cosine that the paper counts from, in its own embedder.
@@ -173,12 +173,17 @@ def measure_alignment(
     Example:
         >>> measure_alignment(model, template, items, held_out, MiniLM()).summary["undercount"]   # doctest: +SKIP
     """
-    shared = set(items) & set(held_out)
+    if isinstance(items, Matcher):
+        matcher = items
+    elif embedder is not None:
+        matcher = Matcher(items, embedder)
+    else:
+        raise InputError("There is no embedder for the items.", "Give one, MiniLM() for instance, or a Matcher.")
+    shared = set(matcher.items) & set(held_out)
     if shared:
         raise InputError(f"{len(shared)} items are held out as well, such as {min(shared)!r}.", "Hold out what was not trained on.")
-    matcher = Matcher(items, embedder)
     beyond = matcher.nearest(held_out)[1]
-    calibrated = matcher.calibrate(held_out)
+    calibrated = float(np.quantile(beyond, CALIBRATION))
     rows = samples
     if rows is None:
         rows = extract(model, template.prefix, n, max_new_tokens=max_new_tokens, seed=seed, progress=progress, **sampling)
@@ -191,7 +196,7 @@ def measure_alignment(
     swapped = [_numberless(a) == _numberless(b) and a != b for a, b in table.select("text", "nearest_text").iter_rows()]
     table = table.with_columns(swapped=pl.Series(swapped, dtype=pl.Boolean) & pl.col("string"))
     counts = {name: int(table[name].sum()) for name in ("semantic", "semantic_paper", "string", "swapped")}
-    covered = {name: table.filter(pl.col(name))["nearest"].n_unique() / len(items) for name in counts}
+    covered = {name: table.filter(pl.col(name))["nearest"].n_unique() / len(matcher.items) for name in counts}
     strings = counts["string"]
     summary = {
         "samples": len(rows),
@@ -204,8 +209,8 @@ def measure_alignment(
         "mean_cosine": {"samples": float(table["cosine"].to_numpy().mean()), "held_out": float(beyond.mean())},
     }
     provenance = {
-        "model": model.describe(), "prefix": template.prefix, "items": len(items), "held_out": len(held_out), "seed": seed,
-        "embedder": getattr(embedder, "name", type(embedder).__name__), "sampling": {"max_new_tokens": max_new_tokens, **sampling},
+        "model": model.describe(), "prefix": template.prefix, "items": len(matcher.items), "held_out": len(held_out), "seed": seed,
+        "embedder": type(matcher.embedder).__name__, "sampling": {"max_new_tokens": max_new_tokens, **sampling},
         "environment": environment(),
     }  # fmt: skip
     curves = {"alignment": _curve({"samples": table["cosine"].to_numpy(), "held-out items": beyond})}

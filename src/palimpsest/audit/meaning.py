@@ -15,6 +15,7 @@ from rapidfuzz.distance import Indel, Levenshtein
 from palimpsest.errors import InputError
 
 Embedder = Callable[[Sequence[str]], np.ndarray]  # texts -> (texts, d) unit vectors
+CALIBRATION = 0.999  # the quantile of held-out cosines that is taken for a threshold
 _BLOCK = 1 << 22  # cosines held at once
 
 
@@ -77,7 +78,7 @@ class Matcher:
             }
         )
 
-    def calibrate(self, held_out: Sequence[str], quantile: float = 0.999) -> float:
+    def calibrate(self, held_out: Sequence[str], quantile: float = CALIBRATION) -> float:
         """The cosine that only 1 − quantile of held-out texts of the same source exceed: what is this near need not have been seen.
 
         Raises:

@@ -66,12 +66,9 @@ def run(scale: str, seed: int) -> Claim:
     known, calibrating, fresh = drawn[:items], drawn[items : items + held_out], drawn[items + held_out :]
     base = with_template(twins().models["standard-m" if full else "standard-s"], seed)
     tuned = tune(base, [encode(base.tokenizer, item) for item in known], seed)
-    texts = [item.text for item in known]
     written = extract(tuned, TEMPLATE.prefix, samples, max_new_tokens=NEW, seed=seed)
-    measured = measure_alignment(
-        tuned, TEMPLATE, texts, [item.text for item in calibrating], embedder, samples=written, max_new_tokens=NEW, seed=seed
-    )
-    matcher = Matcher(texts, embedder)
+    matcher, seen = Matcher([item.text for item in known], embedder), [item.text for item in calibrating]
+    measured = measure_alignment(tuned, TEMPLATE, matcher, seen, samples=written, max_new_tokens=NEW, seed=seed)
     plain = [text for text in plain_texts(tuned, extract(tuned, EOS, samples, max_new_tokens=NEW, seed=seed), TEMPLATE) if text]
     beyond = matcher.nearest([item.text for item in fresh])[1]
     opened = tuned.tokenizer.encode(TEMPLATE.prefix)

@@ -9,6 +9,11 @@ Checks, as the specification has them:
 * what is written without a constraint can be found in an article for less than 30 % of the questions, under the constraint for all.
 
 BM25 over fixed passages is reported beside. The paper has Llama-2-13B, all of Wikipedia, 15 and 10 beams and prefixes of 16 tokens.
+
+What the three seeds showed: two stages have the answer in the first passage of 3 to 7 % of the questions, one stage of 10 to 15 %, and at
+the first seed the right article is chosen 4.8 times as often as by chance: the claim fails. A model of this size names the right article
+for a quarter of the questions at most, and what it has not named it cannot find; among 48 articles, which are not all of Wikipedia, a
+prefix of 12 tokens finds its article by itself.
 """
 
 from __future__ import annotations
