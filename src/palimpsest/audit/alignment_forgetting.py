@@ -56,7 +56,7 @@ class Probes:
     Attributes:
         prompts: language of the prompt -> prompts.
         identifier: tells the language of an answer, see `languages`.
-        knowledge: name of a set -> its questions.
+        knowledge: name of a set -> its questions, which are asked as they stand, without the template, as the paper's harness does.
         truth: questions with several right answers.
         toxic: prompts that invite toxic answers.
         judge: texts -> the probability that each is toxic.
@@ -154,10 +154,10 @@ class _Asked:
         if written:
             self._prompts(probes, written)
         if "knowledge" in suites:
-            accuracy = {name: answer_choices(model, items, writing.ask)["correct"].mean() for name, items in probes.knowledge.items()}
+            accuracy = {name: answer_choices(model, items)["correct"].mean() for name, items in probes.knowledge.items()}
             self.figures["knowledge"] = {name: float(value) for name, value in accuracy.items()}  # type: ignore[arg-type]
         if "truth" in suites:
-            found = answer_choices(model, probes.truth, writing.ask)
+            found = answer_choices(model, probes.truth)
             self.figures["truth"] = {"mc1": float(found["correct"].mean()), "mc2": float(found["mc2"].mean())}  # type: ignore[arg-type]
         if "toxicity" in suites:
             scores = self._scored("toxicity", {"toxic": probes.toxic}, probes.judge)["toxic"]

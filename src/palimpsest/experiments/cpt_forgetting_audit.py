@@ -7,11 +7,11 @@ its words are strange to model and tokenizer, its statistics are those of prose,
 the model before and after, in both languages, after training all of it, with the first third of its layers frozen, or the last, attention,
 or MLPs, with LoRA and with (IA)³.
 
-Gates, of the specification (there: SmolLM2-135M-Instruct and 25,000 tokens of Hausa or German): full training raises rep-4 of prompt and
-answer by ≥ 0.05, or lowers the share of English answers to English prompts by ≥ 20 points; LoRA changes both by less than full training
-does; 100 questions of the language, the last word of a sentence among four, are answered no better than before; and with a learning rate at
-which no weight changes no figure does. The other remedies, and the paper's finding that answers in the new language repeat more, are
-reported.
+Gates, of the specification (there: SmolLM2-135M-Instruct and 25,000 tokens of Hausa or German; so many are read here too): full training
+raises rep-4 of prompt and answer by ≥ 0.05, or lowers the share of English answers to English prompts by ≥ 20 points; LoRA changes both by
+less than full training does; questions of the language, the last word of a sentence among four, are answered no better than before (400 of
+them, for the specification's 100 leave much to chance); and with a learning rate at which no weight changes no figure does. The other
+remedies, and the paper's finding that answers in the new language repeat more, are reported.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ STATEMENT = (
     "parts or adapters do not cure it."
 )
 HOME, NEW = "en", "new"
+NOTES = (
+    "Seed 100, before the decision: with 192,000 tokens of the new language instead of 25,000 LoRA keeps nothing either: no English answer "
+    "is left, and rep-4 rises by 0.34 where full training adds 0.27. What LoRA spares here it spares for a short training.",
+    "Seed 100: asked behind the chat template, the questions are hardly answered by either model (0.39 and 0.36); they are asked as they "
+    "stand, as the paper's harness does.",
+)
 NO_CHANGE = 1e-30  # a learning rate that moves no float32 weight
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _VOWELS, _CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
@@ -55,16 +61,16 @@ class Config:
         prompts, questions, new_tokens: of the audit.
     """
 
-    twin: str = "standard-l"
+    twin: str = "standard-m"
     aligning: int = 300
     aligning_batch: int = 16
     aligning_lr: float = 1e-3
-    reading: int = 250
+    reading: int = 33
     reading_batch: int = 8
     row: int = 96
     reading_lr: float = 1e-3
     prompts: int = 60
-    questions: int = 100
+    questions: int = 400
     new_tokens: int = 48
 
 
@@ -192,7 +198,8 @@ def run(scale: str, seed: int, config: Config | None = None) -> Claim:
         untouched = lab.continued(aligned, Full(), "untouched", NO_CHANGE)
         control = audit_alignment(aligned, untouched, lab.probes, writing=lab.writing).summary["change"]
     changed = sum(value not in (0.0, None) for suite in control.values() for value in suite.values())
-    return Claim("cpt-forgetting-audit", STATEMENT, _checks({row["model"]: row for row in rows}, changed, whole), rows, seed, scale, [])
+    checks = _checks({row["model"]: row for row in rows}, changed, whole)
+    return Claim("cpt-forgetting-audit", STATEMENT, checks, rows, seed, scale, list(NOTES) if whole else [])
 
 
 def _row(name: str, figures: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
