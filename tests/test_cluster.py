@@ -393,6 +393,17 @@ def test_a_row_that_is_no_number_is_counted_from_the_beginning(far, monkeypatch)
     assert f"from row {begins[0]} here" in caught.value.problem
 
 
+def test_arrays_come_back_from_arrow_also_from_a_piece_of_a_table():
+    rng = np.random.default_rng(3)
+    for dtype in (np.float32, np.bool_, np.int64):
+        rows = [rng.integers(0, 2, rng.integers(0, 5)).astype(dtype) for _ in range(9)]
+        deep = [rows[begin : begin + 2] for begin in range(8)] + [[]]
+        whole = table({"row": lists(rows), "deep": nested(lists([row for some in deep for row in some]), [len(some) for some in deep])})
+        for piece, part in ((whole, slice(0, 9)), (whole.slice(2, 5), slice(2, 7)), (whole.slice(8), slice(8, 9))):
+            assert same(numbers(piece["row"]), rows[part])
+            assert same(nested_numbers(piece["deep"]), deep[part])
+
+
 class Doubler:
     """An actor for `stream`: it doubles numbers, and fails at negative ones."""
 
@@ -475,7 +486,7 @@ def test_an_audit_on_the_cluster_finds_what_it_finds_here(far, model_folder, tmp
     assert contents(tmp_path / "ray" / "index") == contents(tmp_path / "local" / "index")
 
 
-def test_what_a_cluster_cannot_load(nodes, tmp_path):
+def test_what_a_cluster_cannot_load(nodes, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="not a model that a cluster can load"):
         load_model("http://localhost:1/v1#name", engine="ray")
     with pytest.raises(InputError, match="0 actors"):
@@ -483,6 +494,9 @@ def test_what_a_cluster_cannot_load(nodes, tmp_path):
     refused = CliRunner().invoke(app, ["audit", "--engine", "ray", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert "runs on one machine" in " ".join(refused.output.split())
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(MissingDependencyError, match=r"needs pyarrow and pandas.*palimpsest-lm\[ray\]"):
+        RayModel("smollm2-135m")
 
 
 def test_an_actor_that_opens_damaged_files_of_the_right_size_says_so(tmp_path):
