@@ -109,7 +109,7 @@ def build_index(
                 raise
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
-        _describe(folder, journal, name, state, card, request, bound, content.result())
+        _describe(folder, journal, name, state, card, request, bound, *content.result())
         put_in_place(work, journal, out)
     layout.note_whole(out, layout.read_manifest(out), wait=True)
 
@@ -243,15 +243,22 @@ def _token_counts(strips: Iterator[np.ndarray], dtype: np.dtype) -> tuple[np.nda
     return values, counts
 
 
-def _content(folder: Path, journal: Journal, dtype: np.dtype, shards: int, stop: threading.Event) -> str:
-    """The digest of the content of all shards, or of a part of it after a call to stop."""
-    digest = hashlib.sha256()
+def _content(folder: Path, journal: Journal, dtype: np.dtype, shards: int, stop: threading.Event) -> tuple[str, dict[str, str]]:
+    """The digest of the content of all shards, and the SHA-256 of files with tokens that have none yet; only begun when told to stop."""
+    content = hashlib.sha256()
+    hashes: dict[str, str] = {}
     for shard in range(shards):
-        for strip in read_strips(folder / f"tokens.{shard}", dtype, 0, journal.require("shard", shard)["length"], _HASHED):
+        cut, name = journal.require("shard", shard), f"tokens.{shard}"
+        digest = None if "sha256" in cut["files"][name] else hashlib.sha256()
+        for strip in read_strips(folder / name, dtype, 0, cut["length"], _HASHED):
             if stop.is_set():
                 break
-            update_content(digest, strip)
-    return digest.hexdigest()
+            update_content(content, strip)
+            if digest:
+                digest.update(strip.data)
+        if digest:
+            hashes[name] = digest.hexdigest()
+    return content.hexdigest(), hashes
 
 
 def _describe(
@@ -263,6 +270,7 @@ def _describe(
     request: dict[str, Any],
     bound: int | None,
     content: str,
+    hashes: dict[str, str],
 ) -> None:
     """Writes the manifest."""
     files: dict[str, Any] = {}
@@ -273,6 +281,7 @@ def _describe(
         rows.append(
             {key: cut[key] for key in ("length", "documents")} | {key: order.get(key, 0) for key in ("builder", "blocks", "alphabet")}
         )
+    files |= {name: {**files[name], "sha256": digest} for name, digest in hashes.items()}
     if card:
         files["tokenizer.json"] = layout.describe_file(folder / "tokenizer.json")
     layout.write_manifest(

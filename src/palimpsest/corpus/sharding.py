@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from palimpsest.corpus import manifest as layout
 from palimpsest.corpus.staging import STAGED
 from palimpsest.corpus.tokens import separator
 from palimpsest.corpus.workspace import Journal
@@ -24,7 +23,10 @@ _SMALL = 1 << 18  # bytes that are hashed sooner than a thread is asked to
 
 
 def split_shards(work: Path, folder: Path, journal: Journal, staged: np.dtype, dtype: np.dtype, shards: int) -> None:
-    """Cuts the staged documents into shards of nearly equal length and writes everything of them but the suffix arrays."""
+    """Cuts the staged documents into shards of nearly equal length and writes everything of them but the suffix arrays.
+
+    The journal then has the size and SHA-256 of every file, but of staged tokens that have only been given a name the size alone.
+    """
     start = lines = 0  # tokens and bytes of metadata in the shards before
     for shard, (first, last) in enumerate(pairwise(_shard_borders(work, staged, shards))):
         if (known := journal.entry("shard", shard)) is not None:
@@ -40,7 +42,7 @@ def split_shards(work: Path, folder: Path, journal: Journal, staged: np.dtype, d
                 strips = (np.minimum(strip, separator(dtype)).astype(dtype) for strip in strips)
             files[tokens.name] = write_pieces(tokens, strips)
         else:
-            files[tokens.name] = layout.describe_file(tokens)
+            files[tokens.name] = {"bytes": tokens.stat().st_size}  # hashed with the content, while it is sorted
         files[offsets.name] = write_pieces(offsets, _line_starts(work / STAGED[2], lines, last - first))
         size = _last(offsets)
         files[meta.name] = write_pieces(meta, read_strips(work / STAGED[2], np.dtype(np.uint8), lines, size))
