@@ -79,8 +79,10 @@ def first_groups(
                         seen, depth = _reach(text, code, peaks, first, before, known if before > 0 else known + bits)
                     if depth == 0:
                         for i in range(begin, end):
-                            place = INT(peaks[keys[i] & numbers]) + seen
-                            keys[i] = ((window(text, code, place) >> lower) << lower) | (keys[i] & numbers)
+                            order[i] = INT(peaks[keys[i] & numbers]) + seen
+                            prefetch(text, INT(order[i]))
+                        for i in range(begin, end):
+                            keys[i] = ((window(text, code, INT(order[i])) >> lower) << lower) | (keys[i] & numbers)
                         sort_keys(keys, begin, end)
                         todo.append((end, stop, before))  # the groups are listed from left to right
                         todo.append((begin, end, seen))
