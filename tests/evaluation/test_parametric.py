@@ -22,6 +22,7 @@ from palimpsest.evaluation.layers.parametric import (
     target_logprobs,
     world_cues,
 )
+from palimpsest.models import ScoreCache
 from palimpsest.models.base import LanguageModel, Scores
 from palimpsest.stats import wilson_interval
 
@@ -174,10 +175,14 @@ def test_privacy_is_measured_by_the_audit(tiny_model):
     others = [PrefixSuffix(rng.integers(2, 300, 12), 6, 6, {"id": f"o{n}"}) for n in range(8)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiasedSplitWarning)  # random ids against a model's own
-        found = measure_privacy(tiny_model, members, others)
+        shared = ScoreCache(tiny_model)
+        found = measure_privacy(shared, members, others)
     assert found["extraction"].table["extracted"].all()
     assert not found["extraction_control"].table["extracted"].any()
     assert set(found) == {"extraction", "extraction_control", "membership"}
+    passages = len(members) + len(others)
+    assert shared.counts.rows >= 2 * passages  # extraction and membership ask for every passage
+    assert shared.counts.scored_rows <= shared.counts.rows - passages
 
 
 def test_exposure_counts_ranks():

@@ -23,7 +23,7 @@ from palimpsest.corpus import Fact, FactWorld
 from palimpsest.errors import InputError
 from palimpsest.evaluation.answers import is_right, token_f1
 from palimpsest.measurement import Measurement, environment, plain
-from palimpsest.models import LanguageModel
+from palimpsest.models import LanguageModel, ScoreCache
 from palimpsest.stats import clustered_interval, rate_difference, wilson_interval
 
 
@@ -195,10 +195,13 @@ def measure_privacy(
         InputError, CapabilityError: as these measurements say.
     """
     shortest = min(sample.prefix_len for sample in (*members, *nonmembers))
+    door = model if isinstance(model, ScoreCache) else ScoreCache(model)
+    if "logprobs" in door.capabilities:
+        door.expect([sample.ids for sample in (*members, *nonmembers)], moments="weights" in door.capabilities)
     return {
-        "extraction": measure_extraction(model, members, context=shortest),
-        "extraction_control": measure_extraction(model, nonmembers, context=shortest),
-        "membership": measure_membership(model, members, nonmembers, seed=seed),
+        "extraction": measure_extraction(door, members, context=shortest),
+        "extraction_control": measure_extraction(door, nonmembers, context=shortest),
+        "membership": measure_membership(door, members, nonmembers, seed=seed),
     }
 
 
