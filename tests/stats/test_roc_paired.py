@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palimpsest.errors import InputError
-from palimpsest.stats import auc, auc_difference, tpr_at_fpr, tpr_interval, wilson_interval
+from palimpsest.stats import auc, auc_difference, auc_interval, delong_interval, tpr_at_fpr, tpr_interval, wilson_interval
 
 scores = st.lists(st.integers(0, 6).map(float), min_size=3, max_size=9)
 
@@ -96,3 +96,31 @@ def test_the_resampled_rates_are_those_of_resampled_texts():
     wilson = wilson_interval(round(found.estimate * 60), 60)
     assert found.low == pytest.approx(min(np.quantile(plain, 0.025), wilson.low), abs=0.03)
     assert found.high == pytest.approx(max(np.quantile(plain, 0.975), wilson.high), abs=0.03)
+
+
+def test_delongs_interval_is_about_the_bootstraps_and_covers():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(300):
+        members, others = rng.normal(1.2, 1, 50), rng.normal(0, 1, 40)
+        found = delong_interval(members, others)
+        covered += found.low <= 0.8020 <= found.high  # Φ(1.2 / √2)
+    assert 0.91 <= covered / 300 <= 0.985
+    boot = auc_interval(members, others)
+    assert found.estimate == pytest.approx(boot.estimate)
+    assert (found.low, found.high) == pytest.approx((boot.low, boot.high), abs=0.03)
+    wider = delong_interval(members, others, confidence=0.999)
+    assert wider.low < found.low
+    assert found.high < wider.high < 1
+
+
+@given(scores, scores)
+def test_delongs_interval_never_collapses_and_stays_in_range(members, others):
+    found = delong_interval(members, others)
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
+    assert found.low < found.high
+
+
+def test_delongs_interval_needs_two_a_side():
+    with pytest.raises(InputError, match="1 members"):
+        delong_interval([1.0], [0.0, 2.0])

@@ -27,7 +27,7 @@ from palimpsest.stats.planning import (
     samples_to_see,
 )
 from palimpsest.stats.roc import RocCurve, auc, auc_interval, roc_curve, tpr_at_fpr, tpr_interval
-from palimpsest.stats.roc_paired import auc_difference
+from palimpsest.stats.roc_paired import auc_difference, delong_interval
 from palimpsest.stats.sequential import always_valid_p, betting_e_process, mixture_e_process, mixture_interval
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "cochran_q",
     "cohen_kappa",
     "compare_pairs",
+    "delong_interval",
     "fit_log_law",
     "fleiss_kappa",
     "half_width",

@@ -143,9 +143,11 @@ def tpr_interval(
     for begin in range(0, resamples, block):
         size = min(block, resamples - begin)
         drawn = []
-        for side, n in ((place[: len(positive)], len(positive)), (place[len(positive) :], len(negative))):
-            share = np.bincount(side, minlength=len(values)) / n
-            drawn.append(np.cumsum(rng.multinomial(n, share / share.sum(), size=size), axis=1))
+        offsets = np.arange(size)[:, None] * len(values)
+        for side in (place[: len(positive)], place[len(positive) :]):
+            chosen = side[rng.integers(len(side), size=(size, len(side)))] + offsets
+            counts = np.bincount(chosen.ravel(), minlength=size * len(values)).reshape(size, len(values))
+            drawn.append(np.cumsum(counts, axis=1))
         found = np.concatenate([np.zeros((size, 1), dtype=np.int64), drawn[0]], axis=1)  # members above each place
         threshold = (drawn[1] <= allowed).sum(axis=1)  # the place of the highest score that must not be flagged
         rates.append(found[np.arange(size), threshold] / len(positive))
