@@ -72,12 +72,23 @@ def test_levels_are_compared_with_the_baseline_at_the_same_level(scores, found):
     assert [row["copies"] for row in found["blind_by_copies"]] == [1, 4, 64]
     for row in found["by_copies"]:
         chosen = np.flatnonzero(MEMBER & (np.array(COPIES) == row["copies"]))
-        expected = auc_difference((blind[chosen], blind[~MEMBER]), (knowing[row["method"]][chosen], knowing[row["method"]][~MEMBER]))
+        baseline = (blind[chosen], blind[~MEMBER]) if auc(blind[chosen], blind[~MEMBER]) >= 0.5 else (np.zeros(len(chosen)), np.zeros(50))
+        expected = auc_difference(baseline, (knowing[row["method"]][chosen], knowing[row["method"]][~MEMBER]))
         assert row["over_blind"]["estimate"] == expected.difference.estimate
         assert row["n"] == len(chosen)
         assert "low_all" not in row
     corrected, _ = adjusted([row["over_blind"]["p"] for row in found["by_copies"]])
     assert [row["over_blind"]["adjusted"] for row in found["by_copies"]] == corrected.tolist()
+
+
+def test_a_baseline_worse_than_guessing_is_no_merit_of_the_score():
+    rng = np.random.default_rng(6)
+    wrong, noise = rng.normal(size=N) - 1.5 * MEMBER, rng.normal(size=N)
+    found = membership_figures({"noise": noise}, wrong, MEMBER, COPIES, 0)
+    assert found["blind"]["estimate"] < 0.3
+    over = found["methods"]["noise"]["over_blind"]
+    assert over["estimate"] == pytest.approx(auc(noise[MEMBER], noise[~MEMBER]) - 0.5)
+    assert over["adjusted"] > 0.05
 
 
 def test_many_rows_bound_the_share_of_false_findings():

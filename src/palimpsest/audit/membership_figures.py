@@ -2,9 +2,11 @@
 
 No score is read alone. Beside it stands the blind baseline on the same texts (`palimpsest.audit.blind`), and the difference of the two
 AUCs is tested with the texts paired (DeLong; `palimpsest.stats.auc_difference`): what a score does not rank better than a classifier that
-never asked the model is not memory. Many scores are tried at many levels of copies, so the p-values are corrected within each family, that
-of all members and that of the levels (Holm up to 20 comparisons, Benjamini and Hochberg above; `palimpsest.stats.adjusted`). Whoever picks
-the best of m scores afterwards is given an interval that holds for all m at once (DeLong's at Bonferroni's confidence, 1 − 0.05 / m).
+never asked the model is not memory. Where the baseline is worse than guessing, the difference is taken to guessing.
+
+Many scores are tried at many levels of copies, so the p-values are corrected within each family, that of all members and that of the
+levels (Holm up to 20 comparisons, Benjamini and Hochberg above; `palimpsest.stats.adjusted`). Whoever picks the best of m scores
+afterwards is given an interval that holds for all m at once (DeLong's at Bonferroni's confidence, 1 − 0.05 / m).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from palimpsest.audit.laws import copy_levels
 from palimpsest.measurement import Curve, Series
-from palimpsest.stats import Interval, adjusted, auc_difference, auc_interval, delong_interval, roc_curve, tpr_interval
+from palimpsest.stats import Interval, adjusted, auc, auc_difference, auc_interval, delong_interval, roc_curve, tpr_interval
 
 FPRS = (0.01, 0.001)
 BLIND = "blind (never asks the model)"
@@ -99,7 +101,10 @@ def _over_blind(
         row["over_blind"] = None
         if blind is None or min(len(members), len(others)) < 2:
             continue
-        test = auc_difference((blind[members], blind[others]), (score[members], score[others]))
+        baseline = (blind[members], blind[others])
+        if auc(*baseline) < 0.5:  # cross-validation ranks sides that are alike a little the wrong way round: no merit of the score
+            baseline = (np.zeros(len(members)), np.zeros(len(others)))
+        test = auc_difference(baseline, (score[members], score[others]))
         row["over_blind"] = {**test.difference._asdict(), "p": test.p_value}
         compared.append(row["over_blind"])
     if not compared:

@@ -95,7 +95,8 @@ def _scores(record: AuditRecord, result: Measurement) -> Block:
     caption = f"{result.summary['members']} members, {result.summary['nonmembers']} non-members; 95 % intervals."
     if blind is not None:
         caption += (
-            " What is above the classifier that never asks the model is memory. The difference is taken on the same texts (DeLong's test); "
+            " What is above the classifier that never asks the model is memory. The difference is taken on the same texts (DeLong's test), "
+            "to guessing where the classifier is worse than that; "
             f"p is corrected for the number of scores of a model ({result.summary['correction']['methods']})."
         )
     left_out = [f"{name}: {reason}" for name, reason in result.summary["left_out"].items()]
@@ -119,7 +120,7 @@ def _levels(name: str, result: Measurement) -> Block:
                ("tpr1", "Found at 1 % false alarms", "percent"), ("blind_tpr1", "Found blindly", "percent")]  # fmt: skip
     caption = (
         f"{name}: the members of each level against all {result.summary['nonmembers']} non-members. Beside every figure that of the "
-        "classifier that never asks the model, on the same texts."
+        "classifier that never asks the model, on the same texts; where that is worse than guessing, the difference is to guessing."
     )
     if result.summary["correction"]["by_copies"]:
         caption += f" p is corrected for all rows ({result.summary['correction']['by_copies']})."
