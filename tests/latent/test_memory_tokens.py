@@ -117,6 +117,17 @@ def test_what_stands_before(tokens):
         behind.encode([[5] * 126])
 
 
+def test_many_vectors_are_decoded_in_parts(tokens, monkeypatch):
+    vectors = np.random.default_rng(1).normal(size=(7, 1, 32)).astype(np.float32)
+    together = tokens.decode_batch(vectors, 6)
+    monkeypatch.setattr(tokens.model, "batch_tokens", 14)  # two rows of seven
+    sizes = []
+    greedy = tokens._greedy
+    monkeypatch.setattr(tokens, "_greedy", lambda part, new: sizes.append(len(part)) or greedy(part, new))
+    assert [row.tolist() for row in tokens.decode_batch(vectors, 6)] == [row.tolist() for row in together]
+    assert sizes == [2, 2, 2, 1]
+
+
 def test_ties_go_to_the_lowest_id_and_eos_ends(tokens, model):
     vector = np.ones((1, 32), np.float32)
     model.model.lm_head.weight.data.zero_()

@@ -136,20 +136,24 @@ class MemoryTokens:
         """
         return self.decode_batch(np.asarray(vectors)[None], max_new_tokens)[0]
 
-    @torch.no_grad()
     def decode_batch(self, vectors: np.ndarray, max_new_tokens: int) -> list[np.ndarray]:
         """`decode` of many, (texts, n_tokens, hidden); ties go to the lowest id."""
         vectors = np.asarray(vectors)
-        width = self._embedding().weight.shape[1]
-        if vectors.ndim != 3 or vectors.shape[2] != width or 0 in vectors.shape or not np.isfinite(vectors).all() or max_new_tokens < 1:
+        hidden = self._embedding().weight.shape[1]
+        if vectors.ndim != 3 or vectors.shape[2] != hidden or 0 in vectors.shape or not np.isfinite(vectors).all() or max_new_tokens < 1:
             raise InputError(
                 f"Vectors of shape {vectors.shape} were given, and {max_new_tokens} tokens are to be written.",
-                f"Give finite vectors of shape (n_tokens, {width}) as MemoryBank holds them, and 1 token or more.",
+                f"Give finite vectors of shape (n_tokens, {hidden}) as MemoryBank holds them, and 1 token or more.",
             )
         # the last token written need not be fed, and an EOS never is
-        check_rows(
-            [np.zeros(len(self.before) + vectors.shape[1], np.int64)], 1, self.model.context_length, max_new_tokens - 1, "The memory"
-        )
+        width = len(self.before) + vectors.shape[1]
+        check_rows([np.zeros(width, np.int64)], 1, self.model.context_length, max_new_tokens - 1, "The memory")
+        rows = max(1, self.model.batch_tokens // (width + max_new_tokens))
+        parts = [self._greedy(vectors[first : first + rows], max_new_tokens) for first in range(0, len(vectors), rows)]
+        return [row for part in parts for row in part]
+
+    @torch.no_grad()
+    def _greedy(self, vectors: np.ndarray, max_new_tokens: int) -> list[np.ndarray]:
         fed: dict[str, Any] = {"inputs_embeds": self._behind(torch.from_numpy(vectors).to(self.model.device))}
         written = np.full((len(vectors), max_new_tokens), self.eos, np.int64)
         for t in range(max_new_tokens):
