@@ -13,6 +13,12 @@ when it is not at hand). Checks, as the specification has them:
 The threshold is calibrated on 500 held-out items and the false positives are counted among 500 others, which the specification does not
 tell apart: on the items that it was taken from, the 99.9th percentile is exceeded by 0.2 % at most whatever the embedder does. The
 figures at the paper's own threshold, 0.95, are reported beside, and so is a model tuned on as many original items.
+
+Tried on seed 100: with the chats packed into one stream, where <|user|> follows <|endoftext|> and is asked for, samples behind
+<|endoftext|> begin a chat by themselves and are as near to the set as those behind the template; with a rate of 1.2e-3 seven of 1,000
+samples match by letters. One chat a row, whose opening token is given, and a rate of 3e-3 were kept. The undercount cannot be seen in
+such a set: of the samples that match by letters nine in ten differ from their item in numbers, which is a tenth of the letters at most but
+a change of meaning, so that letters *over*count, and the threshold above which held-out siblings do not come (0.97) leaves a handful.
 """
 
 from __future__ import annotations
