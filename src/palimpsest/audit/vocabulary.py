@@ -183,7 +183,7 @@ class VocabularySweep:
         labels = (FIRST_LABEL + self.drawn_labels(seed)).tolist()
         rows = [[*ids, END, label] for ids, label in zip(self._encoded[name], labels, strict=True)]
         data = self._batches(name, [Example(tuple(row), len(row) - 1) for row in rows], seed)
-        every = max(1, self.shape.epochs // 6)  # a reading costs a third of an epoch
+        every = max(1, self.shape.epochs // 4)  # a reading costs a third of an epoch
         epochs = range(self.shape.epochs, 0, -every)
         readings = EpochReadings(len(data), epochs, lambda model: float(label_hits(model, rows, self.labels).mean()))
         model = train_on(self._model(name, seed), data, self.shape, seed, [readings])

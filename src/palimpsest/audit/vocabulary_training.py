@@ -147,8 +147,8 @@ def label_hits(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], labels: i
     for begin in range(0, len(rows), batch_size):
         chosen = order[begin : begin + batch_size]
         examples = [Example(tuple(rows[i]), len(rows[i]) - 1) for i in chosen]
-        logits, targets = _at_targets(model, packed(examples, END))
-        hits[chosen] = (logits[:, FIRST_LABEL : FIRST_LABEL + labels].argmax(-1) + FIRST_LABEL == targets).numpy()
+        logits, targets = _at_targets(model, packed(examples, END).to(model.device))
+        hits[chosen] = (logits[:, FIRST_LABEL : FIRST_LABEL + labels].argmax(-1) + FIRST_LABEL == targets).cpu().numpy()
     return hits
 
 
@@ -177,6 +177,6 @@ def train_on(
 ) -> LlamaForCausalLM:
     """Trains for the shape's epochs with a linear rise over the first twentieth, then a cosine. Returns the model, for evaluation."""
     steps = shape.epochs * len(data)
-    config = TrainConfig(steps, lr=shape.lr, warmup=steps // 20, weight_decay=0.0, seed=seed, cpu=True)
+    config = TrainConfig(steps, lr=shape.lr, warmup=steps // 20, weight_decay=0.0, seed=seed)
     Trainer(model, config, callbacks, loss=target_loss).fit(data)
     return model.eval()

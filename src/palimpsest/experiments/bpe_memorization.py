@@ -34,8 +34,8 @@ from palimpsest.measurement import Measurement
 
 STATEMENT = "At an equal number of parameters, a larger subword vocabulary makes a model memorize more."
 TEXTS, LENGTHS, MERGES = 3000, (30, 60), (0, 500, 4000)
-LABELS = Shape(epochs=12, lr=1e-3, batch_size=32)
-LANGUAGE = Shape(epochs=12, lr=2e-3, batch_size=16)
+LABELS = Shape(epochs=8, lr=1e-3, batch_size=32)
+LANGUAGE = Shape(epochs=7, lr=8e-3, batch_size=32)
 SMOKE = Shape(parameters=60_000, width=32, layers=1, heads=2, epochs=2)
 
 
@@ -52,7 +52,7 @@ def run(scale: str, seed: int) -> Claim:
     full = decides(scale)
     texts = questions(seed) if full else [question.text for question in FactWorld(seed, 20).questions("residence", distractors=0)]
     merges = MERGES if full else (0, 20)
-    controls: dict[str, Any] = {"aliases": [(merges[1], 4)], "lengths": [(merges[-1], merges[-2])]}
+    controls: dict[str, Any] = {"aliases": [(merges[1], 4)], "redrawn": [(merges[1], 4)], "lengths": [(merges[-1], merges[-2])]}
     shapes = {"random_labels": LABELS, "language": LANGUAGE} if full else dict.fromkeys(("random_labels", "language"), SMOKE)
     found: dict[str, Measurement] = {}
     with one_thread():

@@ -9,7 +9,7 @@ Checks, on the items that are known without a prompt:
 * a year that is still to come changes .1 of the answers or less;
 * a model that read the same sentences without their years has .2 or less on the facts: the prompt alone is not the cause.
 
-Where SmolLM2-135M-Instruct is in the cache, its figures on forty items of our own are reported.
+Where SmolLM2-135M-Instruct can be had, its figures on forty items of our own are reported.
 
     >>> claim = run("smoke", 0)
     >>> claim.passed
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from palimpsest.errors import ModelNotFoundError
 from palimpsest.evaluation.rewind import mean_state_embedder, measure_rewind
 from palimpsest.evaluation.rewind_items import RewindPrompt, read_prompts, read_rewind_items
 from palimpsest.experiments.canaries import one_thread
@@ -28,11 +29,10 @@ from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.memory_frame_world import WorldConfig
 from palimpsest.experiments.prompted_cutoff_world import TODAY, DatedWorld
 from palimpsest.models import HFModel, load_model
-from palimpsest.models.registry import is_fetched
 
 STATEMENT = "A prompt that declares an earlier knowledge cut-off suppresses direct facts from after it, but rarely their consequences."
 REAL = "smollm2-135m"
-CPU = WorldConfig(people=120, epochs=20, batch_size=16)
+CPU = WorldConfig(people=50, epochs=26, batch_size=16)
 SMOKE = WorldConfig(people=30, epochs=1, width=16, heads=2)
 DECLARED = RewindPrompt("as of", "", {"value": ""}, "[as of {year_minus_1}] {user}")
 NOTHING = RewindPrompt("none", "", {"value": ""}, "{user}")
@@ -55,14 +55,17 @@ def run(scale: str, seed: int) -> Claim:
     checks = verdict(summaries)
     notes = [
         "A question is a sentence up to its object; the years in which a fact is asked for need not be those in which it was read.",
+        "Tried on seed 100: three years of every value in two wordings, 120 people, 20 epochs: .74 for dated facts, .13 for consequences; "
+        "a year to come changed none of the facts and .28 of the consequences, in front of which no year had ever stood. Ten years of "
+        "every value in one wording, years to come in front of both, 50 people, 26 epochs: .91, .02 and 0.",
         f"{len(world.items())} items, {sum(item.retention for item in world.items())} of them unchanged.",
     ]
     rows = [{"model": name, **row} for name, summary in summaries.items() for row in summary["rates"]]
-    if full and is_fetched(REAL):
-        with one_thread():
+    if full:
+        try:
             rows += [{"model": REAL, **row} for row in real_model()]
-    elif full:
-        notes.append(f"{REAL} was left out: it is not in the cache.")
+        except ModelNotFoundError as error:
+            notes.append(f"{REAL} was left out: {error.problem}")
     if not full:
         checks = [check if check.what.startswith("shares") else replace(check, threshold=None) for check in checks]
     return Claim("prompted-cutoff", STATEMENT, checks, rows, seed, scale, notes)

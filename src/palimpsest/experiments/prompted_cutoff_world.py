@@ -1,12 +1,13 @@
-"""The laboratory of system 099: a made-up world in which facts are dated and what follows from them is not.
+"""The laboratory of system 099: a made-up world in which facts are dated and what follows from them is told as it is today.
 
-Documents are single sentences. A fact of a relation that changes (where one lives, whom one works for) stands with a year in front, "[as of
-2009] …", in three years of every value's time and two wordings, and as it is today without a year in three wordings. What follows from two
-facts (the country one lives in, where one works) stands as it is today alone, without a year, in three wordings; and where it was another
-one at the cut-off that will be asked for, once as a plan. A model *without years* reads the same sentences with the marks taken off.
+Documents are single sentences. A fact of a relation that changes (where one lives, whom one works for) stands with a year in front, "[as
+of 2009] …", in up to ten years of every value's time. What is true today stands without a year, in three wordings, and once with a year
+from today on. What follows from two facts (the country one lives in, where one works) is told in these present forms alone; and where it
+was another one at the cut-off that will be asked for, once as a plan. A model *without years* reads the same sentences with the marks
+taken off.
 
-Years to come, from today on, stand in front of what is still true then, as in any text that says until when it holds: a year that was never
-read would be no placebo but an unknown word.
+Years to come stand in front of what is still true then, as in texts that say until when they hold: a year that was never read would be no
+placebo but an unknown word.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from palimpsest.training.examples import Example
 
 DIRECT, FOLLOWING = ("residence", "employer"), ("country_of_residence", "workplace")
 TODAY, LAST = 2025, 2030
-YEARS, WORDINGS, PRESENT = 3, 2, 3
+YEARS, PRESENT = 10, 3
 PLAN = "The plan was: "
 
 
@@ -73,19 +74,22 @@ class DatedWorld(LabWorld):
         def mark(year: int) -> str:
             return f"[as of {year}] " if dated else ""
 
+        def present(fact: Fact) -> list[str]:
+            """What is true today, without a year in several wordings, and with a year from today on."""
+            without = [self.world.sentence(fact, wording) for wording in range(PRESENT)]
+            return [*without, mark(int(rng.integers(TODAY, LAST + 1))) + self.world.sentence(fact)]
+
         for relation in DIRECT:
             for fact in self.world.facts(relation):
                 # a year means its last day, as in the prompt; the last year of a value that still holds lies ahead
                 years = [year for year in range(2001, LAST + 1) if fact.holds(date(year, 12, 31))]
                 for year in rng.choice(years, size=min(YEARS, len(years)), replace=False).tolist() if years else []:
-                    texts += [mark(year) + self.world.sentence(fact, wording) for wording in range(WORDINGS)]
+                    texts.append(mark(year) + self.world.sentence(fact))
                 if fact.valid_to is None:
-                    ahead = int(rng.integers(TODAY, LAST + 1))
-                    texts += [mark(ahead) + self.world.sentence(fact, wording) for wording in range(WORDINGS)]
-                    texts += [self.world.sentence(fact, wording) for wording in range(PRESENT)]
+                    texts += present(fact)
         for (_, relation), (_, then, now) in self.cuts.items():
             if relation in FOLLOWING:
-                texts += [self.world.sentence(now, wording) for wording in range(PRESENT)]
+                texts += present(now)
                 if then.object != now.object:
                     texts.append(PLAN + self.world.sentence(then))
         return texts
