@@ -39,7 +39,7 @@ def summaries(labels=(0.5, 0.7, 0.9), alias=0.72, membership=(0.5, 0.6, 0.7), re
         ]
         order = sorted(values)
         rank = 1.0 if order == list(values) and len(set(values)) == 3 else 0.5
-        control = {"arm": "500 merges ×4", "base": "500 merges", "difference": alias - 0.7}
+        control = {"arm": "500 merges ×4 redrawn", "base": "500 merges", "difference": alias - 0.7}
         made[task] = {"arms": arms, "spearman": rank, "controls": [control] if task == "random_labels" else []}
     return made
 
@@ -50,8 +50,8 @@ def summaries(labels=(0.5, 0.7, 0.9), alias=0.72, membership=(0.5, 0.6, 0.7), re
         ({}, []),
         ({"labels": (0.5, 0.55, 0.64)}, ["random_labels: accuracy of the largest less the smallest vocabulary"]),
         ({"labels": (0.5, 0.95, 0.9)}, ["random_labels: Spearman of accuracy with the vocabulary"]),
-        ({"alias": 0.76}, ["random_labels: 500 merges ×4 against 500 merges"]),
-        ({"alias": 0.64}, ["random_labels: 500 merges ×4 against 500 merges"]),
+        ({"alias": 0.76}, ["random_labels: 500 merges ×4 redrawn against 500 merges"]),
+        ({"alias": 0.64}, ["random_labels: 500 merges ×4 redrawn against 500 merges"]),
         ({"membership": (0.6, 0.5, 0.7)}, ["membership: Spearman of auc with the vocabulary"]),
         ({"recovery": (0.2, 0.1, 0.3)}, ["recovery: Spearman of recovered with the vocabulary"]),
         ({"parameters": 607_000}, ["spread of the models' sizes"]),

@@ -2,13 +2,14 @@
 
 Kharitonov, Baroni and Hupkes, 2021, arXiv 2110.02782, whose larger models learn questions of PAQ; here 3,000 questions of SQuAD's
 development set ($PALIMPSEST_DATA/nqg-squad), of 30 to 60 characters, and two layers of 600,000 parameters. Plain arms of 0, 500 and 4,000
-merges; 500 merges with four aliases a token; 4,000 merges as long as 500. Checks:
+merges; 500 merges with four aliases a token, drawn anew each epoch, and with four that stay; 4,000 merges as long as 500. Checks:
 
 * random labels: accuracy after the last epoch rises with the vocabulary (Spearman 1), by .15 or more from bytes to 4,000 merges; four
-  aliases change it by .05 at most;
+  aliases that are drawn anew change it by .05 at most;
 * membership (AUC of the loss per character) and recovery (share of the rest's characters) rise with the vocabulary (Spearman 1).
 
-Reported beside: the length control, recovery of texts that were not trained on, and the loss per character on these.
+Reported beside: aliases that stay (they are marks of a text, see `vocabulary_coding`), the length control, recovery of texts that were not
+trained on, and the loss per character on these.
 
     >>> claim = run("smoke", 0)
     >>> claim.passed
@@ -68,6 +69,9 @@ def run(scale: str, seed: int) -> Claim:
     notes = [
         f"{len(texts)} texts; labels: {shapes['random_labels']}; language models on half of them: {shapes['language']}.",
         "The length control spreads the tokens of the largest vocabulary over the length of the next smaller one, whose arm is its base.",
+        "Tried on seed 100 with questions of 40 to 80 characters: after 8 epochs at 1e-3 500 merges had .60 of the labels, 4,000 had .85, "
+        "4,000 as long as 500 had .77, and 500 with four aliases that stay .89; with 2e-3 and 4e-3 nothing was learnt in 7 epochs. After 14 "
+        "epochs of language the AUC was .82, 1.00 and .98: fewer are run here, before all that can be learnt is learnt.",
     ]
     return Claim("bpe-memorization", STATEMENT, checks, rows, seed, scale, notes, list(found["random_labels"].curves.values()))
 
@@ -98,8 +102,7 @@ def verdict(summaries: dict[str, dict[str, Any]]) -> list[Check]:
         least = 0.15 if task == "random_labels" else None
         checks.append(Check(f"{task}: {figure} of the largest less the smallest vocabulary", large - small, ">=", least, baseline=0.0))
         for control in summary["controls"]:
-            aliased = "×" in control["arm"]
-            limit = 0.05 if aliased else None
+            limit = 0.05 if control["arm"].endswith("redrawn") else None
             checks.append(
                 Check(f"{task}: {control['arm']} against {control['base']}", abs(control["difference"]), "<=", limit, baseline=0.0)
             )
