@@ -258,6 +258,11 @@ def test_the_prompts_are_asked_with_the_declared_the_placebo_and_no_year(tiny_to
         measure_rewind(model, facts(1), [DATED, other], this_year=2024)
 
 
+def test_the_default_prompts_are_the_two_of_the_paper(tiny_tokenizer):
+    found = measure_rewind(Scripted(tiny_tokenizer, lambda text: "Yes"), [YES], this_year=2024)
+    assert found.table["prompt"].to_list() == ["P1", "P2"]
+
+
 def test_answers_end_at_the_stop(tiny_tokenizer):
     model = Scripted(tiny_tokenizer, lambda text: "\n Oldtown\nand so on")
     kept, whole = (

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from palimpsest.audit.discourse import measure_discourse
     from palimpsest.audit.extraction import measure_extraction
     from palimpsest.audit.forecast import memorization_scores
+    from palimpsest.audit.function_activation import measure_function_tokens
     from palimpsest.audit.laws import size_law
     from palimpsest.audit.low_perplexity import measure_low_perplexity
     from palimpsest.audit.membership import measure_membership
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from palimpsest.audit.tabular_learning import measure_few_shot
     from palimpsest.audit.tabular_series import measure_time_series
     from palimpsest.audit.tabular_table import Table
+    from palimpsest.audit.vocabulary import VocabularySweep
 
 _HOMES = {
     "Cloze": "contrast_readings",
     "PrefixSuffix": "samples",
     "Table": "tabular_table",
     "TabularAudit": "tabular",
+    "VocabularySweep": "vocabulary",
     "audit_alignment": "alignment_forgetting",
     "benchmark_samples": "samples",
     "block_in_block_out": "contrast_blocks",
@@ -45,6 +48,7 @@ _HOMES = {
     "measure_discourse": "discourse",
     "measure_extraction": "extraction",
     "measure_few_shot": "tabular_learning",
+    "measure_function_tokens": "function_activation",
     "measure_low_perplexity": "low_perplexity",
     "measure_membership": "membership",
     "measure_memorization_classes": "memorization_classes",
@@ -61,6 +65,7 @@ __all__ = [
     "PrefixSuffix",
     "Table",
     "TabularAudit",
+    "VocabularySweep",
     "audit_alignment",
     "benchmark_samples",
     "block_in_block_out",
@@ -73,6 +78,7 @@ __all__ = [
     "measure_discourse",
     "measure_extraction",
     "measure_few_shot",
+    "measure_function_tokens",
     "measure_low_perplexity",
     "measure_membership",
     "measure_memorization_classes",

@@ -30,7 +30,7 @@ import polars as pl
 
 from palimpsest.errors import InputError
 from palimpsest.evaluation.answers import RefusalRules
-from palimpsest.evaluation.rewind_items import RewindItem, RewindPrompt, lettered, read_answer, require_items
+from palimpsest.evaluation.rewind_items import RewindItem, RewindPrompt, lettered, read_answer, read_prompts, require_items
 from palimpsest.evaluation.temporal import five_rates, freshness, rates_to_dict
 from palimpsest.files import sha256_json
 from palimpsest.measurement import Measurement, environment, plain
@@ -46,7 +46,7 @@ OUTCOMES = ("then", "now", "other", "na")
 def measure_rewind(
     model: LanguageModel,
     items: Sequence[RewindItem],
-    prompts: Sequence[RewindPrompt],
+    prompts: Sequence[RewindPrompt] | None = None,
     *,
     this_year: int,
     without: RewindPrompt | None = None,
@@ -62,7 +62,7 @@ def measure_rewind(
     Args:
         model: needs "text"; decoding is greedy.
         items: questions, those whose answer did not change included.
-        prompts: what declares the end of knowledge, each with another name.
+        prompts: what declares the end of knowledge, each with another name; by default P1 and P2.
         this_year: the placebo ends the model's knowledge with this year: it must not be before any item's year.
         without: what is asked without a prompt; by default the first prompt's frame and forms with no system text.
         embedder: texts -> (n, d) for definitions; needed where there are semantic items.
@@ -83,13 +83,13 @@ def measure_rewind(
         ContextOverflowError: a prompt and its answer do not fit.
 
     Example:
-        >>> prompts = list(read_prompts().values())                                                        # doctest: +SKIP
-        >>> measured = measure_rewind(model, read_rewind_items(), prompts, this_year=2026, embedder=embed)  # doctest: +SKIP
+        >>> measured = measure_rewind(model, read_rewind_items(), this_year=2026, embedder=embed)           # doctest: +SKIP
         >>> measured.summary["rates"][0]["success"]["estimate"]                                            # doctest: +SKIP
         0.86
     """
     model.require("text", "Answering")
     require_items(items)
+    prompts = list(read_prompts().values()) if prompts is None else prompts
     names = [prompt.name for prompt in prompts]
     if not prompts or len(set(names)) < len(names) or "none" in names:
         raise InputError(f"The prompts are {names}.", "Give one or more with distinct names, none of them 'none'.")
