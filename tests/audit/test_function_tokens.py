@@ -343,6 +343,21 @@ def test_rows_are_of_one_text_each(tiny_tokenizer):
             text_rows(tiny_tokenizer, *arguments)
 
 
+def test_rows_that_say_nothing_are_refused(tiny_model):
+    for rows in ([], [np.array([3])]):
+        with pytest.raises(InputError, match="fewer than 2 tokens"):
+            measure_function_tokens(tiny_model, rows)
+        with pytest.raises(InputError, match="fewer than 2 tokens"):
+            states_of(tiny_model, rows, 1)
+
+
+def test_text_without_a_listed_word_has_no_control_by_list(tiny_model, tiny_tokenizer):
+    texts = ["xqzy" * 20 + str(k) for k in range(8)]
+    found = measure_function_tokens(tiny_model, text_rows(tiny_tokenizer, texts, 60), [1], sae=SAE, control=False)
+    assert found.summary["layers"][0]["control_by_list"] is None
+    assert found.summary["layers"][0]["control"]["occurrences"] > 0
+
+
 def test_a_door_without_weights_is_refused(tiny_model, rows, narrow_door):
     with pytest.raises(CapabilityError):
         measure_function_tokens(narrow_door(tiny_model, {"text", "logprobs"}), rows)

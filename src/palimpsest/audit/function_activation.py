@@ -27,11 +27,13 @@ from palimpsest.audit.function_tokens import (
     occurrences,
     overlap,
     random_coverage,
+    require_rows,
     split_tokens,
     states_of,
 )
 from palimpsest.audit.sae import SAEConfig, SparseAutoencoder, train_sae
 from palimpsest.errors import InputError
+from palimpsest.files import sha256_json
 from palimpsest.measurement import Curve, Measurement, Series, environment, plain
 from palimpsest.models.base import LanguageModel, Progress
 from palimpsest.models.hf import HFModel
@@ -107,7 +109,8 @@ def measure_function_tokens(
     Returns:
         One row a model, layer and token that occurs: token, text, rank, count, function, degree, coverage (C at its rank), overlap. The
         summary has the split, `layers` with the figures of each model and layer (coverage_random_10 is None where fewer than 10 content
-        tokens come 20 times), and `losses` with the table of `transition_loss`.
+        tokens come 20 times, control_by_list where the list has next to nothing or all of the text), and `losses` with the table of
+        `transition_loss`.
 
     Raises:
         CapabilityError: a door without weights.
@@ -121,6 +124,7 @@ def measure_function_tokens(
     model.require("weights", "Hidden states")
     if not isinstance(model, HFModel):
         raise model.lacks("weights", "A module to read states from")
+    require_rows(rows)
     last = int(model.model.config.get_text_config().num_hidden_layers)
     layers = sorted(set(layers if layers is not None else (max(1, last // 4), max(1, last // 2), max(1, last * 4 // 5))))
     models = [model, untrained_twin(model, seed)] if control else [model]
@@ -162,6 +166,7 @@ def measure_function_tokens(
     provenance = {
         "model": model.describe(),
         "rows": len(rows),
+        "texts": sha256_json([np.asarray(row).tolist() for row in rows]),
         "mass": mass,
         "threshold": threshold,
         "sae": asdict(sae or SAEConfig()) if not autoencoders else "given",
@@ -203,7 +208,7 @@ def _layer(
         "coverage_function": float(met[int(split.function.sum()) - 1]),
         "coverage_random_10": random_coverage(graph, pool, 10, seed=seed) if len(pool) >= 10 else None,
         "control": control,
-        "control_by_list": frequency_control(seen, listed.function, seed=seed),
+        "control_by_list": frequency_control(seen, listed.function, seed=seed) if 0.01 < listed.share < 0.99 else None,
         "supported": control["low"] > 1,
         **{f"overlap_{kind}": float(values.mean()) if len(values) else None for kind, values in shared.items()},
     }

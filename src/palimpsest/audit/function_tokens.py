@@ -124,14 +124,19 @@ class Occurrences:
         return np.bincount(self.rows[chosen], minlength=count), table.tocsr()
 
 
+def require_rows(rows: Sequence[np.ndarray]) -> None:
+    """Raises `InputError` where there are no rows, or one has fewer than 2 ids."""
+    if not rows or min(map(len, rows)) < 2:
+        raise InputError(f"There are {len(rows)} rows, or one has fewer than 2 tokens.", "Give rows of 2 tokens or more.")
+
+
 def states_of(model: HFModel, rows: Sequence[np.ndarray], layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hidden states (n, d) after a layer at every position but the first of each row; ids (n,) and rows' numbers (n,) there.
 
     Raises:
         InputError: a row of fewer than 2 ids, or no such layer.
     """
-    if not rows or min(map(len, rows)) < 2:
-        raise InputError(f"There are {len(rows)} rows, or one has fewer than 2 tokens.", "Give rows of 2 tokens or more.")
+    require_rows(rows)
     states = model.hidden_states(rows, [layer])
     tokens = np.concatenate([np.asarray(row)[1:] for row in rows])
     return np.concatenate([found[layer][1:] for found in states]), tokens, np.repeat(np.arange(len(rows)), [len(row) - 1 for row in rows])
