@@ -158,13 +158,9 @@ def recall(model: LanguageModel, seen: Sequence[str]) -> pl.DataFrame:
         raise InputError("There is nothing to recall.", "Give at least one text.")
     rows = [_ids(model, text, 4) for text in seen]
     cuts = [len(row) // 2 for row in rows]
-    by_length: dict[int, list[int]] = {}
-    for place, (row, cut) in enumerate(zip(rows, cuts, strict=True)):
-        by_length.setdefault(len(row) - cut, []).append(place)
-    written: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for room, places in by_length.items():  # exactly n tokens in all, neither fewer nor more
-        for place, [text] in zip(places, model.generate([rows[p][: cuts[p]] for p in places], room, stop_at_eos=False), strict=True):
-            written[place] = text
+    room = max(len(row) - cut for row, cut in zip(rows, cuts, strict=True))  # greedy text that is cut is what a smaller room gives
+    texts = model.generate([row[:cut] for row, cut in zip(rows, cuts, strict=True)], room, stop_at_eos=False)
+    written = [text[0][: len(row) - cut] for text, row, cut in zip(texts, rows, cuts, strict=True)]
     found: dict[str, list[Any]] = {"exact": [np.array_equal(w, r[c:]) for w, r, c in zip(written, rows, cuts, strict=True)]}
     whole = [np.concatenate([row[:cut], text]) for row, cut, text in zip(rows, cuts, written, strict=True)]
     for part, ours, true in (
