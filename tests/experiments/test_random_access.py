@@ -36,7 +36,7 @@ def test_what_the_arms_study():
     train = SMOKE.passages - SMOKE.held_out
     assert sum(texts["plain"].values()) == SMOKE.passages + train * (SENTENCES + 1)
     assert sum(texts["permuted"].values()) == sum(texts["repeated"].values()) == SENTENCES * SMOKE.passages + train * (SENTENCES + 1)
-    assert sum(texts["selecting"].values()) == sum(texts["reciting"].values()) == SMOKE.steps * SMOKE.batch_size
+    assert sum(texts["selecting"].values()) == sum(texts["reciting"].values()) == SMOKE.selecting_steps * SMOKE.batch_size
     assert not any("<unk>" in text for counted in texts.values() for text in counted)
     asked = [query for task in ("full", "selective") for query in lab.trial("plain", task).evaluation]
     for counted in texts.values():

@@ -2,7 +2,7 @@
 
 Zhu et al., arXiv 2403.07805, in the laboratory: passages of four sentences of four random words under made-up titles, 24 of them written
 but in no task example, a two-layer Llama trained from scratch on passages and examples together. Both tasks share one model: "Recite id:"
-and "Sentence i of id:". Arms, each with the same number of steps and the same batch:
+and "Sentence i of id:". Arms, the first three with one number of steps, the last two with another:
 
 * plain: every passage once;
 * permuted: every passage with each sentence in front (`first_permute`);
@@ -48,7 +48,9 @@ class Config:
     Attributes:
         passages, held_out: how many are written, and how many of these stand in no example.
         vocabulary: words that sentences are drawn from.
-        steps, batch_size, lr: of every arm.
+        steps: of the first three arms.
+        selecting_steps: of the last two, whose examples are longer.
+        batch_size, lr: of every arm.
         joined: whether two examples stand in a row.
         shown: share of examples, in the arms that have them, that show a passage; each one is shown once.
         shape: of the model.
@@ -57,7 +59,8 @@ class Config:
     passages: int = 72
     held_out: int = 24
     vocabulary: int = 200
-    steps: int = 2500
+    steps: int = 1600
+    selecting_steps: int = 1400
     batch_size: int = 32
     lr: float = 2e-3
     joined: bool = True
@@ -66,8 +69,9 @@ class Config:
 
 
 CPU = Config()
-SMOKE = Config(passages=8, held_out=3, vocabulary=20, steps=4, batch_size=8, shape=Shape(16, 1, 2))
-ARMS = ("plain", "permuted", "repeated", "selecting", "reciting")
+SMOKE = Config(passages=8, held_out=3, vocabulary=20, steps=4, selecting_steps=3, batch_size=8, shape=Shape(16, 1, 2))
+SELECTING = ("selecting", "reciting")
+ARMS = ("plain", "permuted", "repeated", *SELECTING)
 
 
 def run(scale: str, seed: int, config: Config | None = None) -> Claim:
@@ -112,7 +116,7 @@ class Laboratory:
 
         self.passages = drawn(config.passages, [f"P{n}" for n in range(config.passages)])
         # each once, but with few titles: a vocabulary costs time
-        self.shown = drawn(round(config.shown * config.steps * config.batch_size), [f"S{n}" for n in range(SHOWN_TITLES)])
+        self.shown = drawn(round(config.shown * config.selecting_steps * config.batch_size), [f"S{n}" for n in range(SHOWN_TITLES)])
         fresh = " ".join(f"{passage.title}:" for passage in self.shown)
         texts = [text for arm in ARMS for task in ("full", "selective") for text in _texts(self.trial(arm, task))]
         self.tokenizer = word_tokenizer([*texts, fresh, " ".join(words), SPLITTER])
@@ -126,9 +130,9 @@ class Laboratory:
         """What an arm studies."""
         writing = examples(model, self.trial(arm, "selective"))
         reciting = [cue_example(model, query.prompt, query.target, on_prompt=True) for query in self.trial(arm, "full").train]
-        if arm not in ("selecting", "reciting"):
+        if arm not in SELECTING:
             return [*writing, *reciting]
-        own = self.config.steps * self.config.batch_size - len(self.shown)  # all of them together are one epoch
+        own = self.config.selecting_steps * self.config.batch_size - len(self.shown)  # all of them together are one epoch
         return [*islice(cycle([*writing, *reciting]), own), *self.selecting(model)]
 
     def selecting(self, model: HFModel) -> list[Example]:
@@ -146,7 +150,8 @@ class Laboratory:
         """The model of an arm."""
         config = self.config
         new = new_model(self.tokenizer, config.shape, self.seed)
-        train = TrainConfig(config.steps, lr=config.lr, warmup=config.steps // 20, weight_decay=0.01, seed=self.seed, cpu=True)
+        steps = config.selecting_steps if arm in SELECTING else config.steps
+        train = TrainConfig(steps, lr=config.lr, warmup=steps // 20, weight_decay=0.01, seed=self.seed, cpu=True)
         batches = JoinedBatches if config.joined else ExampleBatches
         return studied(new, batches(self.examples(arm, new), config.batch_size, seed=self.seed), train, arm)
 
@@ -182,7 +187,10 @@ def judged(found: dict[str, dict[str, Measurement]]) -> list[Check]:
 
 
 NOTES = (
-    "Rotary positions, and the id directly before what follows it, as the passages are written.",
+    "Rotary positions, and the id directly before what follows it, as the passages are written; two examples stand in a row.",
+    "Tried on seed 100: without BOS in front of each row full recitation of passages without examples was 0.42, with it 1.0; with one "
+    "example a row, 1,500 steps of reciting gave 0.18 after the first sentence, with 0.23 of the passages recited under the question; 800 "
+    "steps of permuting gave 0.15, 2,500 (without BOS) 0.69.",
     "Full recitation and selection are examples of one model; in the paper each task has its own.",
 )
 
