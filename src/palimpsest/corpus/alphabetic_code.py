@@ -27,7 +27,7 @@ def alphabetic_code(counts: np.ndarray) -> np.ndarray:
     Returns:
         u64 (alphabet,): the code in the uppermost bits, its length in the six lowest. The end of the text is all zeros.
     """
-    present = np.flatnonzero(counts)
+    present = np.flatnonzero(counts).astype(np.uint32)
     total = INT(counts.sum())
     least = max(INT(1), total // (INT(present.size) * (16 if present.size < 1 << 24 else 1)))
     before = np.empty(present.size + 2, np.int64)  # weight of all that come before

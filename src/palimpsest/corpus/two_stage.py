@@ -50,7 +50,7 @@ def two_stage_memory(length: int, top: int, itemsize: int) -> int:
     """Bytes that `two_stage` takes at most for `length` tokens, these included; a natural text takes about three quarters."""
     if itemsize < 4 or top + 2 <= _NARROW:
         return length * (20 if itemsize == 2 else 20 + itemsize) + 64 * _NARROW
-    return length * (itemsize + 18 + 12) + 64 * _NARROW + (5 * _TABLE if top < _TABLE else 0)
+    return length * (22 + itemsize) + 30 * min(length, top + 2) + 64 * _NARROW + (5 * _TABLE if top < _TABLE else 0)
 
 
 def two_stage(tokens: np.ndarray, top: int, threads: int = 1, finished: Finished = lambda piece: None) -> np.ndarray:
@@ -112,9 +112,11 @@ class _PeakSort:
     def __init__(self, text: np.ndarray, alphabet: int, threads: int, pool: ThreadPoolExecutor) -> None:
         self._text, self._pool = text, pool
         self._parts = threads * _PARTS if threads > 1 else 1
-        tables = [np.zeros((2, alphabet), np.uint32) for _ in range(threads)]
-        self._each(count_tokens, ((text, *cut, table) for cut, table in zip(self._cut(text.size, threads), tables, strict=False)))
-        self.counts = np.concatenate(tables).sum(axis=0, dtype=np.uint32)
+        counters = threads if 8 * threads * alphabet <= text.size else 1
+        tables = np.zeros((counters, 2 if 8 * alphabet <= text.size else 1, alphabet), np.uint32)
+        self._each(count_tokens, ((text, *cut, table) for cut, table in zip(self._cut(text.size, counters), tables, strict=False)))
+        self.counts = tables.sum(axis=(0, 1), dtype=np.uint32)
+        del tables
         self._room = np.empty(text.size // 2 + 3 * self._parts, np.uint64)  # pages that are touched once serve to the end
         self.buffer = self._room.view(np.uint32)[: text.size]
 
@@ -139,7 +141,7 @@ class _PeakSort:
             ),
         )
         groups = [(starts[:count], sizes[:count]) for (_, starts, sizes), count in zip(lists, counts, strict=True) if count]
-        del lists, steps
+        del lists, steps, code
         while groups:
             groups = self._refined(groups, order, ranks, depths, number_bits, keys)
         out = keys.view(np.uint32)[:m]

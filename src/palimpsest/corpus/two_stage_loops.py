@@ -22,11 +22,12 @@ _FAR = np.int64(1 << 60)
 
 @njit(cache=True, nogil=True)
 def count_tokens(text: np.ndarray, start: int, stop: int, counts: np.ndarray) -> None:
-    """Adds the tokens text[start:stop] to `counts` u32 (2, alphabet), by turns: a token that repeats does not wait for itself."""
+    """Adds the tokens text[start:stop] to `counts` u32 (1 or 2, alphabet); two by turns: a token that repeats does not wait for itself."""
+    other = counts.shape[0] - 1
     half = (stop - start) // 2
     for i in range(start, start + half):
         counts[0, text[i]] += 1
-        counts[1, text[i + half]] += 1
+        counts[other, text[i + half]] += 1
     for i in range(start + 2 * half, stop):
         counts[0, text[i]] += 1
 
