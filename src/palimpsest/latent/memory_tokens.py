@@ -15,8 +15,8 @@ and which tied weights would train along; here the vectors are fed as they are (
 texts are trained at once, each with its own loss, optimizer state and stop, so that none can tell that others are there. Adam is
 offered beside the paper's SGD (rate 5, no momentum); vectors are float32 whatever the model's type; the paper's models are in 4 bits.
 Something may stand in front of the vectors (the published code has a template for that, empty by default). It can decide: SmolLM2-135M
-takes its first position for an attention sink and hardly reads what stands there, so that alone in front a vector gives all tokens of a
-text but one within 250 steps, and behind <|endoftext|> the whole text within 70.
+takes its first position for an attention sink and hardly reads what stands there: of six texts of 8 tokens a vector alone in front gave
+none within 250 steps, often for want of one token, and behind <|endoftext|> the argmax was right for all six after 52 to 165.
 """
 
 from __future__ import annotations
