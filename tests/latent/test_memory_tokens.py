@@ -230,6 +230,22 @@ def test_a_door_without_weights_or_end_is_refused(tiny_model, server):
         MemoryTokens(HFModel(tiny_model.model, Tokenizer(tiny_model.tokenizer.backend)))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_text_that_stops_stays_where_it_was_right(tokens, monkeypatch, optimizer):
+    """The vectors that are given back are those that were looked at last, to the bit, whatever the other texts go on to do."""
+    seen, losses = {}, tokens._losses
+
+    def watched(rows, vectors):
+        seen.update({tuple(row): vector.detach().clone() for row, vector in zip(rows, vectors, strict=True)})
+        return losses(rows, vectors)
+
+    monkeypatch.setattr(tokens, "_losses", watched)
+    bank = tokens.encode(ROWS, n_tokens=4, lr=0.1 if optimizer == "adam" else 2.0, optimizer=optimizer, max_steps=300)
+    assert len({memory.steps for memory in bank.memories}) > 1
+    for row, vector in zip(ROWS, bank.vectors, strict=True):
+        np.testing.assert_array_equal(vector, seen[tuple(row)].numpy())
+
+
 def test_the_right_token_is_ahead_when_training_stops(tokens):
     bank = tokens.encode(ROWS, n_tokens=4, lr=0.1, max_steps=400)
     embed = tokens.model.model.get_input_embeddings()

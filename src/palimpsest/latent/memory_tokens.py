@@ -206,8 +206,11 @@ class MemoryTokens:
                 break
             optimizing.zero_grad(set_to_none=True)
             means[going].sum().backward()
+            left = [active[place] for place in going]
+            for i in set(active) - set(left):
+                vectors[i].grad = None  # zeros, not nothing, come through the stack, and Adam would move the text by its momentum
             optimizing.step()
-            active = [active[place] for place in going]
+            active = left
         return torch.stack([vector.detach() for vector in vectors]), list(zip(losses, accuracy, strict=True))
 
     def _losses(self, rows: list[np.ndarray], vectors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
