@@ -1,7 +1,7 @@
 """Claim check of system 005 (rote): facts learnt by rote under a key are answered under prompts that other facts taught.
 
-Wu et al., arXiv 2507.21914, in the laboratory: a two-layer Llama of width 128 reads 300 people of a made-up world in five relations and ten
-wordings each. Then 100 people whom it has never met get a birthplace through "s [X] o", until it writes all of them; and 50 of these are
+Wu et al., arXiv 2507.21914, in the laboratory: a two-layer Llama of width 128 reads 300 people of a made-up world in five relations, each
+fact in four wordings drawn of ten. Then 100 people whom it has never met get a birthplace through "s [X] o", until it writes all of them; and 50 of these are
 studied with one wording, the loss on the object alone. Asked are the other 50, by a choice among 100 cities, with the wording that was
 studied and with five that were not (of this kind of fact; the model knows all ten of the first 300 people).
 
@@ -64,16 +64,16 @@ class Config:
     new: int = 100
     generalized: int = 50
     distractors: int = 99
-    wordings: int = 10
-    epochs: int = 10
+    wordings: int = 4
+    epochs: int = 22
     batch_size: int = 32
     lr: float = 3e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     drawn: bool = True
-    rote_lr: float = 1e-3
+    rote_lr: float = 5e-4
     rote_batch: int = 10
     rote: tuple[int, ...] = (5, 20, 60)
-    phase_2: int = 5
+    phase_2: int = 10
     shape: Shape = field(default_factory=lambda: Shape(128))
 
 
@@ -257,6 +257,10 @@ def judged(rows: list[dict[str, Any]]) -> list[Check]:
 
 NOTES = (
     "A name is one token. The studied wording and the others are known of the first 300 people: what is new is the subjects.",
+    "Tried on seed 100, at a rate of 1e-3 and 5 epochs of phase 2. Each fact read in all ten wordings: held-out facts 0.34 to 0.44 with the "
+    "studied wording, 0.01 to 0.20 with others. Each read in four of them, with more decay: 0.96 and 0.58, but then phase 1 alone gives "
+    "0.26 and 0.25, and exchanged objects 0.18 and 0.26: more than is allowed. The lower rate and the longer phase 2 that stand here were "
+    "chosen from these figures and not tried on seed 100.",
     "Phase 1 asks for all tokens of 's [X] o', phase 2 for the object alone; the learning rate falls linearly in both.",
 )
 
