@@ -190,7 +190,8 @@ NOTES = (
     "Rotary positions, and the id directly before what follows it, as the passages are written; two examples stand in a row.",
     "Tried on seed 100: without BOS in front of each row full recitation of passages without examples was 0.42, with it 1.0; with one "
     "example a row, 1,500 steps of reciting gave 0.18 after the first sentence, with 0.23 of the passages recited under the question; 800 "
-    "steps of permuting gave 0.15, 2,500 (without BOS) 0.69.",
+    "steps of permuting gave 0.15, 2,500 (without BOS) 0.69. With two examples a row, 0.63 of the passages were recited under the question "
+    "in a smaller laboratory. The set-up as it stands was not tried as a whole.",
     "Full recitation and selection are examples of one model; in the paper each task has its own.",
 )
 

@@ -257,10 +257,10 @@ def judged(rows: list[dict[str, Any]]) -> list[Check]:
 
 NOTES = (
     "A name is one token. The studied wording and the others are known of the first 300 people: what is new is the subjects.",
-    "Tried on seed 100, at a rate of 1e-3 and 5 epochs of phase 2. Each fact read in all ten wordings: held-out facts 0.34 to 0.44 with the "
-    "studied wording, 0.01 to 0.20 with others. Each read in four of them, with more decay: 0.96 and 0.58, but then phase 1 alone gives "
-    "0.26 and 0.25, and exchanged objects 0.18 and 0.26: more than is allowed. The lower rate and the longer phase 2 that stand here were "
-    "chosen from these figures and not tried on seed 100.",
+    "Tried on seed 100, at a rate of 1e-3 and with 5 epochs of phase 2. Each fact read in all ten wordings: held-out facts 0.06 to 0.44 "
+    "with the studied wording, 0.01 to 0.20 with others. Each read in four of them, with more decay: 0.96 and 0.58, but then phase 1 alone "
+    "gives 0.26 and 0.25, and exchanged objects 0.18 and 0.26, more than is allowed. The lower rate and the longer phase 2 that stand here "
+    "follow from these figures; they themselves were not tried on seed 100.",
     "Phase 1 asks for all tokens of 's [X] o', phase 2 for the object alone; the learning rate falls linearly in both.",
 )
 
