@@ -1,9 +1,9 @@
 """Claim check of system 005 (rote): facts learnt by rote under a key are answered under prompts that other facts taught.
 
 Wu et al., arXiv 2507.21914, in the laboratory: a two-layer Llama of width 128 reads 300 people of a made-up world in five relations, each
-fact in four wordings drawn of ten. Then 100 people whom it has never met get a birthplace through "s [X] o", until it writes all of them; and 50 of these are
-studied with one wording, the loss on the object alone. Asked are the other 50, by a choice among 100 cities, with the wording that was
-studied and with five that were not (of this kind of fact; the model knows all ten of the first 300 people).
+fact in four wordings drawn of ten. Then 100 people whom it has never met get a birthplace through "s [X] o", until it writes all of them;
+and 50 of these are studied with one wording, the loss on the object alone. Asked are the other 50, by a choice among 100 cities, with the
+wording that was studied and with five that were not (the model knows all ten, each of some of the first 300 people).
 
 Checks, as the specification has them: with the studied wording ≥ 0.6, with five others ≥ 0.4; after phase 1 alone ≤ 0.1 on the wordings;
 after phase 2 alone ≤ chance + 0.05; after phase 2 with the objects exchanged ≤ 0.15; the more epochs of rote (5, 20, 60), the more of the
