@@ -61,7 +61,7 @@ def test_the_card_is_what_the_report_needs(card, folder):
     check(json.loads((folder / "audit.json").read_text()))
     page = render(card, folder).read_text()
     assert card["verdict"]["headline"] in page
-    assert [part["status"] for part in card["sections"]] == ["measured"] * 6
+    assert [part["status"] for part in card["sections"]] == ["measured"] * 8
 
 
 def test_what_the_model_wrote_itself_is_extracted_and_what_it_never_wrote_is_not(card, tiny_model, passages):
@@ -194,6 +194,8 @@ def test_a_door_without_logprobs_is_audited_by_its_text(arguments, tiny_model, t
         "leaks": "measured",
         "membership": "skipped",
         "guard": "skipped",
+        "mitigations": "measured",
+        "coverage": "measured",
     }
     assert card["tiles"][0]["value"] == pytest.approx(0.5)
     assert "logprobs" in section(card, "probabilistic")["reason"]
@@ -214,6 +216,8 @@ def test_an_endpoint_is_audited_by_what_it_gives(arguments, server, tiny_tokeniz
         "leaks": "measured",
         "membership": scored,
         "guard": "skipped",
+        "mitigations": "measured",
+        "coverage": "measured",
     }
     assert (card["tiles"][0]["value"] > 0) is echo  # what a random model writes is broken bytes: ids come out, as text it does not
     said = " ".join(card["limits"])

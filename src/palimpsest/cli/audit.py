@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,12 +14,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from palimpsest.cli.audit_costs import show_estimate
 from palimpsest.cli.audit_plan import show_plan
 from palimpsest.cli.audit_table import ROWS, is_table, refuse_options, show_tests
 from palimpsest.cluster import notices_aside, require_engine
 from palimpsest.errors import InputError
 
-DEMONSTRATION = ("out", "seed", "engine", "as_json")  # the options that the demonstration knows
+if TYPE_CHECKING:
+    from palimpsest.evaluation.suite.planning import Estimate
+
+DEMONSTRATION = ("out", "seed", "suite", "engine", "as_json")  # the options that the demonstration knows
+SUITES = ("quick", "standard", "full")  # as in palimpsest.evaluation.suite, which would load much before an option is refused
 PLANNING = {"rate", "half_width", "confidence"}
 
 
@@ -28,6 +33,9 @@ def audit(
     model: Annotated[str | None, typer.Argument(help="A known name, a folder, a hub id, a .gguf file or http://host/v1#name.")] = None,
     corpus: Annotated[Path | None, typer.Argument(help="Text (a file or a folder), an index, or a table (.csv, .tsv, .parquet).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier audit in it is continued.")] = Path("report"),
+    suite: Annotated[
+        str, typer.Option(help="What is asked: quick, standard (also prompts that attack, free writing, context …) or full.")
+    ] = "quick",
     samples: Annotated[int, typer.Option(help="Passages drawn from the corpus; rows asked for of a table (25 by default).")] = 200,
     context: Annotated[str, typer.Option(help="Tokens of prompt, a list: each is asked for the same suffixes.")] = "25,50,100,200",
     suffix: Annotated[int, typer.Option(help="Tokens that count as the leak.")] = 50,
@@ -64,7 +72,7 @@ def audit(
     """Audit a model for what it remembers of a corpus, or of a table, and write a report.
 
     Without MODEL and CORPUS the embedded demonstration runs: six twin models whose training data is known to the last copy.
-    A killed audit goes on where it was when the same command is run again.
+    A killed audit goes on where it was when the same command is run again; so does one with a larger suite.
     """
     options = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     if plan:
@@ -90,10 +98,15 @@ def audit(
     elif column is not None:
         raise InputError("--column was given, but the corpus is no table.", "Leave it out, or give --table.")
     contexts = parse_contexts(context)
+    if suite not in SUITES:
+        raise InputError(f"There is no suite {suite!r}.", f"Choose one of {', '.join(SUITES)}.")
     began = time.perf_counter()
     console = Console(stderr=True)
     with notices_aside(), progress_bar(console) as bar:
         task = bar.add_task("loading", total=None)
+
+        def announce(estimate: Estimate) -> None:
+            show_estimate(bar.console, estimate)
 
         def tell(label: str, done: float, total: float) -> None:
             bar.update(task, description=label, completed=done, total=total)
@@ -101,7 +114,7 @@ def audit(
         if model is None or corpus is None:
             from palimpsest.experiments.demonstration import demonstrate
 
-            card = demonstrate(out, seed=seed, progress=tell)
+            card = demonstrate(out, seed=seed, suite=suite, announce=announce, progress=tell)
         elif as_table:
             from palimpsest.evaluation.tables import run_table_audit
             from palimpsest.models import load_model
@@ -146,6 +159,8 @@ def audit(
                 general=general,
                 unprotected=ordinary_text(),
                 settings=settings,
+                suite=suite,
+                announce=announce,
                 progress=tell,
                 engine=engine,
             )

@@ -16,6 +16,11 @@ def text(*paragraphs: str) -> Block:
     return {"type": "text", "paragraphs": list(paragraphs)}
 
 
+def heading(title: str, *paragraphs: str) -> Block:
+    """Paragraphs under a heading of their own."""
+    return {"type": "text", "title": title, "paragraphs": list(paragraphs)}
+
+
 def curve(figure: Curve, fits: Sequence[tuple[str, str]] = ()) -> Block:
     """A figure; `fits` are (series, what was fitted) pairs shown beside it."""
     return {"type": "curve", **figure.to_dict(), "fits": [{"series": series, "text": line} for series, line in fits]}

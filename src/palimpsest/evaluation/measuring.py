@@ -1,17 +1,12 @@
-"""The measurements of an audit as steps, in the order in which they run; what a door cannot do is skipped with its reason."""
+"""The measurements of the ordinary audit as tasks; `palimpsest.evaluation.suite.core` has their entries in the registry."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-import numpy as np
 import polars as pl
 
-from palimpsest import __version__
 from palimpsest.audit.approximate import TRANSFORMS, fits, measure_approximate
 from palimpsest.audit.extraction import measure_extraction
 from palimpsest.audit.membership import BiasedSplitWarning, impossible_methods, measure_membership
@@ -23,77 +18,74 @@ from palimpsest.evaluation.leaks import measure_leaks
 from palimpsest.evaluation.nearest import measure_nearest
 from palimpsest.evaluation.plan import AuditPlan, AuditSettings, fingerprint_samples, membership_split
 from palimpsest.evaluation.record import largest, slug
-from palimpsest.evaluation.steps import Job, Step, StepProgress
+from palimpsest.evaluation.steps import Job, StepProgress
+from palimpsest.evaluation.suite.detector import Task, some_passages
 from palimpsest.files import sha256_json
 from palimpsest.guard import MemFreeProcessor, measure_guard_cost
 from palimpsest.measurement import Measurement
 from palimpsest.models import LanguageModel
 
 TRACED = 8  # tokens of the shortest run that is traced to its documents
-WRITING = 20  # a written token costs about as much as so many tokens that are read
 
 
-def plan_steps(plan: AuditPlan, job: Job) -> tuple[list[Step], dict[str, str]]:
-    """Every measurement of the audit as a step; and the sections that cannot be measured, with the reason."""
-    steps: list[Step] = []
-    skipped: dict[str, str] = {}
+def extraction_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
+    """Word for word (011), at every context, and by the reference too."""
+    passes = len(plan.settings.contexts) * (2 if model.name in plan.references else 1)
+    written = 0.0 if "logprobs" in model.capabilities else passes * len(plan.samples) * plan.settings.suffix
+    return [Task("extraction", "word for word", partial(_extraction, plan, model), passes * plan.tokens / 2, written)]
+
+
+def classes_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
+    """Why it is remembered (003)."""
+    return [Task("classes", "why it is remembered", partial(_classes, plan, model), plan.tokens)]
+
+
+def probabilistic_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
+    """With many tries (029)."""
+    return [Task("probabilistic", "many tries", partial(_probabilistic, plan, model), plan.tokens)]
+
+
+def membership_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | str:
+    """Members against non-members, by every score that is asked for and possible."""
+    attacks = membership_attacks(plan, model)
+    if not attacks:
+        return f"Of {model.name} none of the scores that were asked for can be taken."
+    general = plan.general.fingerprint if plan.general else None
+    key = {"held_out": fingerprint_samples(membership_split(plan)[1]), "general": general, "attacks": list(attacks)}
+    passes = 2 + NEIGHBOURS * ("neighbour_ngram" in attacks) + 3 * ("gradnorm" in attacks)
+    return [Task("membership", "membership", partial(_membership, plan, model), passes * plan.tokens, key=key)]
+
+
+def leaks_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
+    """What leaks, traced to its documents; and how near generations come to the corpus."""
     settings = plan.settings
-    shared = {
-        "version": __version__,
-        "settings": asdict(settings),
-        "samples": fingerprint_samples(plan.samples),
-        "corpus": plan.index.fingerprint,
-    }
-    others = membership_split(plan)[1]
-    read = sum(len(sample.ids) for sample in plan.samples)  # tokens of one pass over all passages
+    near = 2 * settings.near_samples * settings.suffix
+    return [
+        Task("leaks", "tracing leaks", partial(_leaks, plan, model, job), written=settings.leaks * settings.suffix),
+        Task("nearest", "near the corpus", partial(_nearest, plan, model), written=near),
+    ]
 
-    def add(kind: str, label: str, model: LanguageModel, tokens: float, run: Callable[[StepProgress], Measurement], **key: Any) -> None:
-        reference = plan.references.get(model.name)
-        key = {**shared, "step": kind, "model": model.fingerprint, "reference": reference.fingerprint if reference else None, **key}
-        steps.append(Step(f"{kind}.{slug(model.name)}", f"{label} · {model.name}", tokens * (model.parameters or 1), key, run))
 
-    for model in plan.models:
-        passes = len(settings.contexts) * (2 if model.name in plan.references else 1)
-        add("extraction", "word for word", model, passes * read / 2, partial(_extraction, plan, model))
-        if "logprobs" not in model.capabilities:
-            for section in ("classes", "probabilistic", "membership"):
-                skipped[section] = str(model.lacks("logprobs", "The probability of a passage"))
-            continue
-        add("classes", "why it is remembered", model, read, partial(_classes, plan, model))
-        add("probabilistic", "many tries", model, read, partial(_probabilistic, plan, model))
-        if others and not membership_attacks(plan, model):
-            skipped["membership"] = f"Of {model.name} none of the scores that were asked for can be taken."
-        elif others:
-            attacks = membership_attacks(plan, model)
-            key = {"held_out": fingerprint_samples(others), "general": plan.general.fingerprint if plan.general else None}
-            passes = 2 + NEIGHBOURS * ("neighbour_ngram" in attacks) + 3 * ("gradnorm" in attacks)
-            add("membership", "membership", model, passes * read, partial(_membership, plan, model), **key, attacks=list(attacks))
-        else:
-            skipped["membership"] = "There is no text that the model was surely not trained on; give some of the same kind with --held-out."
-    model = largest(plan.models)
-    written = settings.suffix * WRITING
-    key = {"protected": plan.protected.fingerprint, "unprotected": sha256_json(list(plan.unprotected))}
-    add("leaks", "tracing leaks", model, settings.leaks * written, partial(_leaks, plan, model, job))
-    add("nearest", "near the corpus", model, 2 * settings.near_samples * written, partial(_nearest, plan, model))
-    if "weights" not in model.capabilities:
-        skipped["guard"] = str(model.lacks("weights", "A guard inside decoding"))
-        return steps, skipped
+def guard_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | str:
+    """Writing freely and under every guard, and what each costs on other text (001)."""
+    settings = plan.settings
     room = fits(model, plan.samples)
     writable = frozenset(i for i, sample in enumerate(plan.samples) if room[i] and sample.meta.get("copies") != 0)
     if not writable:
-        skipped["guard"] = (
+        return (
             f"In capitals or with double spaces a suffix of {settings.suffix} tokens fills the {model.room} that {model.name} sees; "
             "a shorter --suffix leaves room for a prompt."
         )
-        return steps, skipped
-    tokens = settings.guard_samples * written * len(TRANSFORMS)
-    add("open", "writing freely", model, tokens, partial(_write, plan, model, job, writable, None), **key)
+    key = {"protected": plan.protected.fingerprint, "unprotected": sha256_json(list(plan.unprotected))}
+    written = settings.guard_samples * settings.suffix * len(TRANSFORMS)
     words = sum(len(text.split()) for text in plan.unprotected)
+    tasks = [Task("open", "writing freely", partial(_write, plan, model, job, writable, None), written=written, key=key)]
     for kind, name, guard in guards(settings):
-        add(kind, f"writing under {name}", model, tokens, partial(_write, plan, model, job, writable, guard), **key)
+        run = partial(_write, plan, model, job, writable, guard)
+        tasks.append(Task(kind, f"writing under {name}", run, written=written, key=key))
         if plan.unprotected:
-            add(f"{kind}-cost", f"price of {name}", model, 2 * words, partial(_cost, plan, model, guard), **key)
-    return steps, skipped
+            tasks.append(Task(f"{kind}-cost", f"price of {name}", partial(_cost, plan, model, guard), read=2 * words, key=key))
+    return tasks
 
 
 def _reference(plan: AuditPlan, model: LanguageModel) -> LanguageModel | None:
@@ -163,10 +155,7 @@ def _leaks(plan: AuditPlan, model: LanguageModel, job: Job, progress: StepProgre
 
 def _nearest(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> Measurement:
     settings = plan.settings
-    known = [sample for sample in plan.samples if sample.meta.get("copies") != 0] or list(plan.samples)
-    rng = np.random.default_rng(settings.seed)
-    chosen = rng.choice(len(known), min(settings.near_samples, len(known)), replace=False, shuffle=False)
-    samples = [known[i] for i in np.sort(chosen)]
+    samples = some_passages(plan, settings.near_samples)
     return measure_nearest(
         plan.cached(model), samples, plan.index, share=settings.edit_share, sampler=settings.sampler, seed=settings.seed, progress=progress
     )

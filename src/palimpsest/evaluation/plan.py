@@ -95,6 +95,12 @@ class AuditPlan:
     settings: AuditSettings
     notes: tuple[str, ...] = ()  # where the audit is not what was asked for, and why
     general: CorpusIndex | None = None  # text of the same language that holds neither the passages nor the held-out ones
+    suite: str = "quick"  # which detectors are run, see palimpsest.evaluation.suite
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over all passages."""
+        return sum(len(sample.ids) for sample in self.samples)
 
     def cached(self, model: LanguageModel) -> ScoreCache:
         """The door to an audited or a reference model that all measurements of the audit share: no row is scored twice."""

@@ -1,9 +1,9 @@
 """The audit: what a model remembers of a corpus, where it has it from, and what a guard would have stopped.
 
-One call draws passages, runs every measurement that the doors allow, traces what leaks to its documents and writes the
-evaluation card `audit.json`, from which the report is rendered. What a door cannot do is a skipped section with its reason,
-never a silent gap. Systems: 011 (extraction), 003 (classes), 029 (probabilistic extraction), the
-membership set, 001 (guard).
+One call draws passages, runs every measurement of a suite that the doors allow (`palimpsest.evaluation.suite`), traces what leaks to
+its documents and writes the evaluation card `audit.json`, from which the report is rendered. What a door cannot do is in the report as
+not measured, with its reason, never a silent gap. Systems: 020 (the catalogue of detectors), 011 (extraction), 003 (classes), 029
+(probabilistic extraction), the membership set, 001 (guard), and those that the larger suites name.
 
 Everything is done in steps that stay on the disk (`palimpsest.evaluation.steps`): a killed audit goes on where it was. The
 measurements share their forward passes (`palimpsest.models.score_cache`): no passage is scored twice by a model.
@@ -12,7 +12,7 @@ measurements share their forward passes (`palimpsest.models.score_cache`): no pa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,10 +22,11 @@ from typing import Any
 from palimpsest.audit.samples import PrefixSuffix, corpus_samples, require_samples
 from palimpsest.corpus import CorpusIndex
 from palimpsest.errors import CorpusError, InputError, StorageError
-from palimpsest.evaluation.measuring import plan_steps
 from palimpsest.evaluation.plan import AuditPlan, AuditSettings, departures, fitting_contexts, possible_sampler, read_held_out
 from palimpsest.evaluation.record import AuditRecord, slug
 from palimpsest.evaluation.steps import Job, JobProgress
+from palimpsest.evaluation.suite.planning import Estimate, estimate, plan_steps
+from palimpsest.evaluation.suite.registry import require_suite
 from palimpsest.evaluation.verdict import compose
 from palimpsest.files import storage_errors, write_json
 from palimpsest.measurement import plain
@@ -49,6 +50,8 @@ def run_audit(
     corpus_name: str | None = None,
     title: str | None = None,
     demonstration: bool = False,
+    suite: str = "quick",
+    announce: Callable[[Estimate], None] | None = None,
     progress: JobProgress | None = None,
     engine: str = "local",
 ) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def run_audit(
         corpus_name: what the report calls the corpus; by default the name of its file or folder.
         title: headline of the report.
         demonstration: marks the card of the embedded demonstration.
+        suite: which detectors are run: "quick", "standard" or "full", each with all of the one before it.
+        announce: called with the `Estimate` of what it will cost, before anything is measured.
         progress: called with (what is being done, units done, units in all).
         engine: where text is indexed, see `CorpusIndex.build`; models work where they were loaded.
 
@@ -84,6 +89,7 @@ def run_audit(
         >>> model = palimpsest.load_model("smollm2-135m")         # doctest: +SKIP
         >>> card = palimpsest.run_audit(model, "corpus.txt", "report")  # doctest: +SKIP
     """
+    require_suite(suite)
     settings = settings or AuditSettings()
     audited = (models,) if isinstance(models, LanguageModel) else tuple(models)
     twins = dict(references or {})
@@ -119,10 +125,14 @@ def run_audit(
             settings=settings,
             general=None if general is None else open_corpus(general, audited[0], folder / "general", progress, engine),
             notes=departures(asked, settings, len(samples) if drawn else asked.samples),
+            suite=suite,
         )
         job = Job(folder / "measurements", progress)
-        steps, skipped = plan_steps(plan, job)
-        job.run(steps)
+        planned, skipped = plan_steps(plan, job)
+        if announce:
+            announce(estimate(plan, job, planned, skipped))
+        job.run([entry.step for entry in planned])
+        skipped |= {entry.detector.name: job.failed[entry.step.name] for entry in planned if entry.step.name in job.failed}
         made = {
             "format": FORMAT,
             "title": title or f"What {' and '.join(names)} remembers of {plan.corpus_name}",

@@ -18,7 +18,13 @@ from palimpsest.stats import Interval
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """An audit that has been run: the plan, the results by step name, and what was skipped, by section."""
+    """An audit that has been run.
+
+    Attributes:
+        plan: what was asked.
+        results: by name of step.
+        skipped: why a detector of the suite was not run, by its name.
+    """
 
     plan: AuditPlan
     results: Mapping[str, Measurement]

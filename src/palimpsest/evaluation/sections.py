@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,6 @@ import polars as pl
 from palimpsest.audit.laws import rates, size_law
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import Block, count_of, percent
-from palimpsest.evaluation.classes import classes
-from palimpsest.evaluation.guarding import guard
-from palimpsest.evaluation.leaking import leaks
-from palimpsest.evaluation.membership_section import membership
 from palimpsest.evaluation.paired_rates import above_reference, model_differences
 from palimpsest.evaluation.record import AuditRecord, planted, slug
 from palimpsest.measurement import Curve, Measurement, Series
@@ -23,25 +19,6 @@ from palimpsest.stats import Interval
 
 SHARE: dict[str, Any] = {"y_label": "share of passages", "y_domain": (0, 1), "y_format": "percent"}
 WILSON = "Bands are 95 % Wilson intervals."
-
-
-def all_sections(record: AuditRecord) -> list[dict[str, Any]]:
-    """Every section of the report, in order; what could not be measured is there with its reason."""
-    makers: list[tuple[str, str, str, Callable[[AuditRecord], dict[str, Any]]]] = [
-        ("extraction", "Word for word", "Shown the beginning of a passage, does the model write the rest?", extraction),
-        ("classes", "Why it is remembered", "Does what comes out stand in many places, follow a rule, or neither?", classes),
-        ("probabilistic", "With many tries", "How often must one ask until a passage comes out?", probabilistic),
-        ("leaks", "What leaks, and from where", "What does the model write, and which documents is it from?", leaks),
-        ("membership", "Was it in the training data?", "Can one tell from the model's scores which texts it was trained on?", membership),
-        ("guard", "With a guard", "What would a guard have stopped, what still leaks past it, and what does it cost?", guard),
-    ]
-    sections = []
-    for name, title, question, maker in makers:
-        if name in record.skipped:
-            sections.append(blocks.skipped(name, title, question, record.skipped[name]))
-        else:
-            sections.append({**maker(record), "id": name, "title": title, "question": question})
-    return sections
 
 
 def extraction(record: AuditRecord) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from palimpsest.errors import CapabilityError, InputError
 from palimpsest.files import sha256_json
 from palimpsest.measurement import Measurement, plain
 
@@ -32,6 +33,7 @@ class Step:
         units: how much work it is (any unit that all steps of the job share).
         key: everything that the result depends on, as JSON types.
         run: does the work; is given a function to be called with (done, in all).
+        optional: whether the job goes on without it when door or data turn out not to allow it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Step:
     units: float
     key: dict[str, Any]
     run: Callable[[StepProgress], Measurement]
+    optional: bool = False
 
     @property
     def stamp(self) -> str:
@@ -56,6 +59,7 @@ class Job:
         results: finished measurements by step name.
         seconds: wall time of the steps, also of those that an earlier run finished.
         resumed: names of the steps that were read instead of run.
+        failed: why an optional step could not be run, by its name.
     """
 
     folder: Path
@@ -63,6 +67,7 @@ class Job:
     results: dict[str, Measurement] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def run(self, steps: list[Step]) -> None:
         """Runs the steps that have no fitting result yet.
@@ -82,7 +87,14 @@ class Job:
                 def within(count: int, of: int, before: float = before, step: Step = step) -> None:
                     self._tell(step.label, before + step.units * count / max(of, 1), total)
 
-                result = step.run(within)
+                try:
+                    result = step.run(within)
+                except (InputError, CapabilityError) as error:
+                    if not step.optional:
+                        raise
+                    self.failed[step.name] = error.problem
+                    done += step.units
+                    continue
                 result.provenance["step"] = {"stamp": step.stamp, "seconds": round(time.perf_counter() - began, 3)}
                 result.save(self.folder / f"{step.name}.json")
             else:
@@ -91,6 +103,10 @@ class Job:
             self.seconds[step.name] = float(result.provenance["step"]["seconds"])
             done += step.units
         self._tell("done", total, total)
+
+    def has(self, step: Step) -> bool:
+        """Whether a fitting result is there, so that the step will be read instead of run."""
+        return self._read(step) is not None
 
     def _read(self, step: Step) -> Measurement | None:
         path = self.folder / f"{step.name}.json"

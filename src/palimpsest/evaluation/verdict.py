@@ -18,7 +18,8 @@ from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import count_of, percent
 from palimpsest.evaluation.nearest import GREEDY
 from palimpsest.evaluation.record import AuditRecord, slug
-from palimpsest.evaluation.sections import all_sections, share
+from palimpsest.evaluation.sections import share
+from palimpsest.evaluation.suite.reporting import all_sections
 from palimpsest.measurement import environment
 from palimpsest.models import LanguageModel
 from palimpsest.stats import Interval
@@ -59,7 +60,7 @@ def compose(record: AuditRecord) -> dict[str, Any]:
             "fingerprint": plan.index.fingerprint,
             "tokenizer": plan.index.tokenizer_fingerprint,
         },
-        "settings": {**asdict(plan.settings), "sampler": str(plan.settings.sampler), "passages": len(plan.samples)},
+        "settings": {**asdict(plan.settings), "sampler": str(plan.settings.sampler), "passages": len(plan.samples), "suite": plan.suite},
         "sections": all_sections(record),
         "limits": _limits(record),
         "environment": environment(),

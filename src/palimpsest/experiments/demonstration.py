@@ -7,6 +7,7 @@ one; what is special is that its answers can be held against the truth, and that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.evaluation.plan import AuditSettings
 from palimpsest.evaluation.protocol import claim_folder, run_audit
 from palimpsest.evaluation.steps import JobProgress
+from palimpsest.evaluation.suite.planning import Estimate
 from palimpsest.experiments.canaries import Suite, one_thread, twins
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.models import LanguageModel
@@ -28,12 +30,20 @@ GENERAL = 4000  # paragraphs of the novels in which nothing is planted
 TITLE = "What three small models remember of texts that were planted in their training data"
 
 
-def demonstrate(out: str | Path, *, seed: int = 0, progress: JobProgress | None = None) -> dict[str, Any]:
+def demonstrate(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    suite: str = "quick",
+    announce: Callable[[Estimate], None] | None = None,
+    progress: JobProgress | None = None,
+) -> dict[str, Any]:
     """Audits the shipped twins; writes the same files as any audit.
 
     Args:
         out: the folder of the results; an earlier run in it is continued.
         seed: of every random choice of the audit (the twins are what they are).
+        suite, announce: see `run_audit`.
         progress: called with (what is being done, units done, units in all).
 
     Returns:
@@ -46,23 +56,25 @@ def demonstrate(out: str | Path, *, seed: int = 0, progress: JobProgress | None 
     if progress:
         progress("opening the twins", 0, 1)
     folder = claim_folder(out)
-    suite = twins()
-    audited: list[LanguageModel] = [suite.models[f"perturbed-{size}"] for size in suite.config.sizes]
+    shipped = twins()
+    audited: list[LanguageModel] = [shipped.models[f"perturbed-{size}"] for size in shipped.config.sizes]
     settings = replace(SETTINGS, seed=seed)
     with one_thread():  # these models are so small that a second thread costs more than it gives
         return run_audit(
             audited,
-            suite.index,
+            shipped.index,
             folder,
-            references={f"perturbed-{size}": suite.models[f"standard-{size}"] for size in suite.config.sizes},
-            samples=suite.samples(max(settings.contexts), settings.suffix),
-            protected=planted_index(suite, folder / "index"),
+            references={f"perturbed-{size}": shipped.models[f"standard-{size}"] for size in shipped.config.sizes},
+            samples=shipped.samples(max(settings.contexts), settings.suffix),
+            protected=planted_index(shipped, folder / "index"),
             unprotected=ordinary_text(),
             general=general_index(suite, folder / "general"),
             settings=settings,
             corpus_name="novels with planted texts",
             title=TITLE,
             demonstration=True,
+            suite=suite,
+            announce=announce,
             progress=progress,
         )
 

@@ -257,7 +257,7 @@ _CURVE = _object(
     }
 )
 BLOCKS: Mapping[str, Check] = {
-    "text": _object({"paragraphs": _list(_text)}),
+    "text": _object({"title?": _text, "paragraphs": _list(_text)}),
     "curve": _CURVE,
     "table": _table,
     "passages": _passages,
@@ -286,6 +286,7 @@ _AUDIT = _object(
                     "id": _identifier,
                     "title": _text,
                     "question": _text,
+                    "group?": _text,
                     "answer?": _text,
                     "status": _among(("measured", "skipped")),
                     "reason?": _text,
