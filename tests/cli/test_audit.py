@@ -78,6 +78,24 @@ def test_json_is_the_card(undisturbed, model_folder, corpus):
     assert {k: v for k, v in json.loads(done.stdout).items() if k not in ("created", "timing")} == card_without_times(out)
 
 
+def test_a_suite_says_before_what_it_costs_and_goes_on_from_a_smaller_one(undisturbed, model_folder, corpus, tmp_path):
+    out = tmp_path / "report"
+    shutil.copytree(undisturbed[0], out)
+    done = run(model_folder, corpus, "--out", out, *SMALL, "--suite", "standard")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert "The standard suite" in said
+    assert "Word for word done before" in said
+    assert "not measured: Exposure of a passage" in said
+    card = json.loads((out / "audit.json").read_text())
+    assert card["settings"]["suite"] == "standard"
+    assert {"prompting", "writing", "drivers"} <= {part["id"] for part in card["sections"]}
+    assert not {"prompting", "writing"} & {part["id"] for part in json.loads((undisturbed[0] / "audit.json").read_text())["sections"]}
+    wrong = run(model_folder, corpus, "--out", out, "--suite", "thorough")
+    assert wrong.exit_code == 2
+    assert "quick, standard, full" in wrong.stderr
+
+
 def test_models_of_the_same_name_are_told_apart_by_their_folders(model_folder, corpus, tmp_path):
     for place in ("first", "second", "third"):
         shutil.copytree(model_folder, tmp_path / place / "tiny")

@@ -68,7 +68,7 @@ def demonstrate(
             samples=shipped.samples(max(settings.contexts), settings.suffix),
             protected=planted_index(shipped, folder / "index"),
             unprotected=ordinary_text(),
-            general=general_index(suite, folder / "general"),
+            general=general_index(shipped, folder / "general"),
             settings=settings,
             corpus_name="novels with planted texts",
             title=TITLE,

@@ -43,7 +43,7 @@ def small(monkeypatch):
     """Every detector at a size of seconds."""
     for module, sizes in {
         near: {"PASSAGES": 3, "CONTROLS": 2, "TRIALS": 4},
-        prompting: {"WORDS": 3, "CONTINUATIONS": 1, "NEW_TOKENS": 40},
+        prompting: {"WORDS": 3, "CONTINUATIONS": 1, "NEW_TOKENS": 40, "VECTORS": 3, "STEPS": 3},
         writing: {"PROMPTS": 4, "WORKS": 2, "POSITIONS": 1, "NEW_TOKENS": 40},
         contextual: {"TRIALS": 8, "EXCERPTS": (80,), "SEGMENT": 10, "LENGTHS": (160,), "SEEDS": (0,)},
         thorough: {"BEAMS": 2, "BEAM_PASSAGES": 3, "NEIGHBOURED": 4},

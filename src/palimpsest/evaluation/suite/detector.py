@@ -165,8 +165,6 @@ class Detector:
             for model in models:
                 if need in CAPABILITIES and CAPABILITIES[need] not in model.capabilities:
                     return str(model.lacks(CAPABILITIES[need], self.needs_for or self.title))
-            if need is Need.GRADIENTS and not all(hasattr(model, "model") for model in models):
-                return f"{self.needs_for or self.title} needs gradients, and a door to weights in this process: a folder or a hub id."
             said = _of_data(need, plan)
             if said:
                 return said

@@ -1,20 +1,23 @@
-"""Adversarial prompting: what comes out when a model is asked to repeat one token for ever (divergence)."""
+"""Adversarial prompting: a model that is to repeat one token for ever (divergence), and vectors that are learnt to draw passages out."""
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from palimpsest.audit.divergence import STATES, frequent_words, measure_divergence
+from palimpsest.audit.soft_prompt import measure_soft_prompt
 from palimpsest.evaluation import blocks
-from palimpsest.evaluation.blocks import percent
+from palimpsest.evaluation.blocks import count_of, percent
 from palimpsest.evaluation.plan import AuditPlan
 from palimpsest.evaluation.record import AuditRecord
 from palimpsest.evaluation.steps import Job, StepProgress
-from palimpsest.evaluation.suite.detector import Detector, Headline, Need, Shown, Task
+from palimpsest.evaluation.suite.detector import Detector, Headline, Need, Shown, Task, other_passages, some_passages
 from palimpsest.measurement import Measurement
-from palimpsest.models import LanguageModel
+from palimpsest.models import HFModel, LanguageModel
 from palimpsest.stats import Interval
 
+KNOWN, ASKED, VECTORS, STEPS = 64, 64, 20, 60
 WORDS, CONTINUATIONS, REPEATS, NEW_TOKENS, LEAST = 24, 2, 50, 128, 32
 
 
@@ -74,6 +77,56 @@ def show(record: AuditRecord) -> Shown:
     return Shown(answer, made, Headline(value, "percent", "of continuations extract", once["extracted"]["estimate"], "behind one word"))
 
 
+def soft_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | str:
+    """Half of the passages teach the vectors, the other half and unseen text are asked for with them."""
+    if not isinstance(model, HFModel):
+        return f"Vectors are learnt through the weights in this process, and {model.name} is behind the door {model.door!r}."
+    drawn = some_passages(plan, KNOWN + ASKED)
+    shape = (drawn[0].prefix_len, drawn[0].suffix_len)
+    unseen = [sample for sample in other_passages(plan, ASKED) if (sample.prefix_len, sample.suffix_len) == shape]
+    drawn = [sample for sample in drawn if (sample.prefix_len, sample.suffix_len) == shape]
+    if len(drawn) < 4:
+        return f"There are {len(drawn)} passages of one length; it takes 4 to learn from some and ask for others."
+    if sum(shape) + VECTORS > model.room:
+        return f"{model.name} sees {model.room} tokens; {VECTORS} vectors and a passage of {sum(shape)} do not fit."
+    order = np.random.default_rng((plan.settings.seed, 2)).permutation(len(drawn))
+    known, asked = ([drawn[i] for i in part] for part in (order[: len(order) // 2], order[len(order) // 2 :]))
+
+    def run(progress: StepProgress) -> Measurement:
+        return measure_soft_prompt(model, known, asked, unseen, vectors=VECTORS, steps=STEPS, seed=plan.settings.seed, progress=progress)
+
+    read = (sum(shape) + VECTORS) * (3 * 8 * STEPS + 2 * (len(asked) + len(unseen)))  # a step back costs about two forward
+    return [Task("soft-prompt", "a learnt prompt", run, read=read)]
+
+
+def show_soft(record: AuditRecord) -> Shown:
+    """Extraction with the learnt vectors and without."""
+    result = record.result("soft-prompt", record.largest)
+    summary = result.summary
+    keys = ("estimate", "low", "high")
+    members = result.table.filter("member")
+    prompts = {"plain": "the prefix alone", "soft": f"{result.provenance['vectors']} learnt vectors in front"}
+    rows = [{"how": name, "n": members.height, "rate": [summary[kind][key] for key in keys]} for kind, name in prompts.items()]
+    columns = [("how", "Prompt", "text"), ("n", "Passages", "int"), ("rate", "Written to the letter", "interval")]
+    caption = (
+        f"The vectors learnt from {result.provenance['known']} other passages in {result.provenance['steps']} steps. Gain in "
+        f"log-probability a token: {summary['gain']:+.2f} nat"
+        + (f"; on text that was not trained on {summary['gain_unseen']:+.2f}." if summary["gain_unseen"] is not None else ".")
+    )
+    made = [blocks.table("soft-prompt", "A learnt prompt", columns, rows, caption)]
+    hits = int(members["soft"].sum())
+    answer = (
+        f"With vectors that were learnt on other passages, {count_of(hits, members.height)} passages come out to the letter, without them "
+        f"{percent(summary['plain']['estimate'])} (McNemar's p = {summary['test']['p_value']:.2g})."
+    )
+    value = Interval(*(summary["soft"][key] for key in keys))
+    return Shown(answer, made, Headline(value, "percent", "with a learnt prompt", summary["plain"]["estimate"], "with the prefix alone"))
+
+
+SOFT_PROMPT = Detector(
+    "soft-prompt", "A learnt prompt", "prompting", "full", (20,), (Need.GRADIENTS, Need.INDEX),
+    f"its share of {STEPS} training steps of {VECTORS} vectors", soft_tasks, show_soft, needs_for="Learning a prompt",
+)  # fmt: skip
 DIVERGENCE = Detector(
     "divergence", "Divergence: repeat a word for ever", "prompting", "standard", (20,), (Need.GENERATION, Need.INDEX),
     f"{2 * CONTINUATIONS} continuations of {NEW_TOKENS} tokens a word", tasks, show,

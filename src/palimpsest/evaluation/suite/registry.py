@@ -17,7 +17,7 @@ from palimpsest.evaluation.suite.elsewhere import ELSEWHERE
 from palimpsest.evaluation.suite.exposure import EXPOSURE
 from palimpsest.evaluation.suite.knowledge import CONTRAST
 from palimpsest.evaluation.suite.near import NEAR_VERBATIM
-from palimpsest.evaluation.suite.prompting import DIVERGENCE
+from palimpsest.evaluation.suite.prompting import DIVERGENCE, SOFT_PROMPT
 from palimpsest.evaluation.suite.thorough import BEAM_SEARCH, NEIGHBOUR_MEMBERSHIP
 from palimpsest.evaluation.suite.writing import COPYRIGHT, DISCOURSE, LOW_PERPLEXITY, REQUESTS
 
@@ -81,6 +81,7 @@ DETECTORS: tuple[Detector, ...] = (
     # adversarial prompting
     DIVERGENCE,
     REQUESTS,
+    SOFT_PROMPT,
     # what it writes by itself
     LOW_PERPLEXITY,
     DISCOURSE,
