@@ -53,12 +53,18 @@ def test_who_never_leaves_the_repetition_has_diverged_nowhere(tiny_model, index)
     assert measured.summary["repeated"]["diverged"]["estimate"] == 0
 
 
-def test_frequent_words_are_words_in_the_order_of_their_counts(tiny_model, index):
-    found = frequent_words(index, tiny_model, 2).tolist()
-    assert all(tiny_model.tokenizer.decode([token]).strip().isalpha() for token in found)
-    counts = [index.count([token]) for token in found]
-    assert counts == sorted(counts, reverse=True)
-    assert len(frequent_words(index, tiny_model, 10_000)) <= tiny_model.tokenizer.vocab_size
+def test_words_come_before_other_letters_each_by_their_counts(tiny_model, tiny_tokenizer, tmp_path):
+    index = CorpusIndex.build([Document("one", "the word and the word and the fox, 1 2 3 and the")], tiny_tokenizer, tmp_path / "index")
+    found = frequent_words(index, tiny_model, 10_000).tolist()
+    texts = [tiny_tokenizer.decode([token]) for token in found]
+    assert all(text.strip().isalpha() for text in texts)
+    whole = [text.startswith(" ") and len(text) > 2 for text in texts]
+    assert any(whole)
+    assert whole == sorted(whole, reverse=True)
+    for kind in (True, False):
+        counts = [index.count([token]) for token, is_word in zip(found, whole, strict=True) if is_word is kind]
+        assert counts == sorted(counts, reverse=True)
+    assert frequent_words(index, tiny_model, 2).tolist() == found[:2]
 
 
 def test_a_real_model_and_wrong_arguments(tiny_model, index):

@@ -33,14 +33,18 @@ STATES = ("repeated", "once")
 
 
 def frequent_words(index: CorpusIndex, model: LanguageModel, n: int) -> np.ndarray:
-    """The `n` most frequent ids of a corpus that are written with letters, int64; fewer where there are not so many.
+    """The `n` most frequent ids of a corpus that are words, int64: those that begin with a space and have two letters or more, then others
+    that are written with letters; fewer where there are not so many.
 
     Example:
         >>> frequent_words(index, model, 24)                                                       # doctest: +SKIP
     """
     tokens, counts = index.next_tokens([])
     order = np.asarray(tokens, np.int64)[np.argsort(-np.asarray(counts), kind="stable")][: 20 * n]
-    return np.array([token for token in order.tolist() if model.tokenizer.decode([token]).strip().isalpha()][:n], np.int64)
+    texts = {token: model.tokenizer.decode([token]) for token in order.tolist()}
+    letters = [token for token, text in texts.items() if text.strip().isalpha()]
+    words = [token for token in letters if texts[token].startswith(" ") and len(texts[token]) > 2]
+    return np.array([*words, *(token for token in letters if token not in set(words))][:n], np.int64)
 
 
 def measure_divergence(

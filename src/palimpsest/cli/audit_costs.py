@@ -31,4 +31,4 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
     total = "The time of a model behind a server is not known." if seconds is None else f"About {numbers.seconds(seconds)} in all."
     console.print(f"{total} Estimated from a few passages; a guard and searches in the index come on top.", style="dim", highlight=False)
     for title, reason in estimate.skipped.items():
-        console.print(Text.assemble(("not measured: ", "yellow"), f"{title}. {reason}"))
+        console.print(Text.assemble(("not measured: ", "yellow"), f"{title}{'' if title.endswith('?') else '.'} {reason}"))

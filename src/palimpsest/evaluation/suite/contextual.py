@@ -42,7 +42,8 @@ def needle_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] 
         return measure_needles(model, haystack, NEEDLES, lengths, DEPTHS, SEEDS, answer_tokens=ANSWER, progress=progress)
 
     prompts = sum(len(test.questions) for test in NEEDLES) * (len(DEPTHS) + 1) * len(SEEDS)
-    return [Task("needle", "needles", run, read=prompts * sum(lengths), written=prompts * len(lengths) * ANSWER)]
+    key = {"lengths": lengths, "depths": DEPTHS, "seeds": SEEDS, "answer": ANSWER}
+    return [Task("needle", "needles", run, prompts * sum(lengths), prompts * len(lengths) * ANSWER, key=key)]
 
 
 def show_needle(record: AuditRecord) -> Shown:
@@ -92,7 +93,9 @@ def _order_task(plan: AuditPlan, model: LanguageModel, trials: list[OrderTrial],
         conditions = ("in_context", "from_memory", "shuffled")
         return measure_order(model, trials, conditions, seed=plan.settings.seed, progress=progress)
 
-    return Task("order-recall", "order of segments", run, read=2 * 2.3 * len(trials) * tokens)  # from memory, most of it is left out
+    read = 2 * 2.3 * len(trials) * tokens  # from memory, most of a prompt is left out
+    key = {"trials": len(trials), "excerpt": len(trials[0].words), "segment": trials[0].segment_words}
+    return Task("order-recall", "order of segments", run, read, key=key)
 
 
 def show_order(record: AuditRecord) -> Shown:

@@ -31,7 +31,7 @@ def tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
     def run(progress: StepProgress) -> Measurement:
         return measure_contrast(model, clozes, index=plan.index, seed=plan.settings.seed, progress=progress)
 
-    return [Task("contrast", "clozes", run, read=2 * _TOKENS * len(clozes))]
+    return [Task("contrast", "clozes", run, read=2 * _TOKENS * len(clozes), key={"clozes": len(clozes)})]
 
 
 def show(record: AuditRecord) -> Shown:

@@ -243,6 +243,7 @@ def mitigation_section(record: AuditRecord) -> dict[str, Any]:
             usable.append(row | {"command": entry.command, "effect": entry.effect(record) or "", "price": entry.price})
         else:
             others.append(row | {"state": state, "why": why})
+    usable.sort(key=lambda row: not row["effect"])  # what was tried here stands first
     columns = [("title", "Mitigation", "text"), ("stage", "Acts on", "text"), ("command", "Command", "text")]
     columns += [("effect", "What it did here", "text")] if any(row["effect"] for row in usable) else []
     columns += [("price", "Its price", "text")]

@@ -38,7 +38,8 @@ def tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | str:
             seed=settings.seed, progress=progress,
         )  # fmt: skip
 
-    return [Task("divergence", "divergence", run, written=2 * CONTINUATIONS * len(words) * tokens)]
+    key = {"words": words.tolist(), "repeats": repeats, "tokens": tokens, "continuations": CONTINUATIONS}
+    return [Task("divergence", "divergence", run, written=2 * CONTINUATIONS * len(words) * tokens, key=key)]
 
 
 def show(record: AuditRecord) -> Shown:
@@ -96,7 +97,8 @@ def soft_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | 
         return measure_soft_prompt(model, known, asked, unseen, vectors=VECTORS, steps=STEPS, seed=plan.settings.seed, progress=progress)
 
     read = (sum(shape) + VECTORS) * (3 * 8 * STEPS + 2 * (len(asked) + len(unseen)))  # a step back costs about two forward
-    return [Task("soft-prompt", "a learnt prompt", run, read=read)]
+    key = {"known": len(known), "asked": len(asked), "unseen": len(unseen), "vectors": VECTORS, "steps": STEPS}
+    return [Task("soft-prompt", "a learnt prompt", run, read=read, key=key)]
 
 
 def show_soft(record: AuditRecord) -> Shown:

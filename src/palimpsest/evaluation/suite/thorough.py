@@ -9,7 +9,7 @@ from palimpsest.audit.membership import BiasedSplitWarning, measure_membership
 from palimpsest.audit.membership_passes import NEIGHBOURS
 from palimpsest.evaluation import blocks
 from palimpsest.evaluation.blocks import count_of, percent, rate_of
-from palimpsest.evaluation.plan import AuditPlan, fingerprint_samples, membership_split
+from palimpsest.evaluation.plan import AuditPlan, fingerprint_samples
 from palimpsest.evaluation.record import AuditRecord
 from palimpsest.evaluation.steps import Job, StepProgress
 from palimpsest.evaluation.suite.detector import Detector, Headline, Need, Shown, Task, other_passages, some_passages
@@ -31,7 +31,8 @@ def beam_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
         return measure_extraction(model, passages, context, decode="beam", num_beams=BEAMS, progress=progress)
 
     written = BEAMS * sum(sample.suffix_len for sample in passages)
-    return [Task("beams", "beam search", run, read=sum(len(s.ids) for s in passages), written=written)]
+    key = {"beams": BEAMS, "passages": len(passages)}
+    return [Task("beams", "beam search", run, read=sum(len(s.ids) for s in passages), written=written, key=key)]
 
 
 def show_beams(record: AuditRecord) -> Shown:
@@ -63,7 +64,7 @@ def neighbour_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Tas
             warnings.simplefilter("ignore", BiasedSplitWarning)  # the report says it, behind the answer
             return measure_membership(model, members, others, METHODS, index=plan.index, seed=plan.settings.seed, progress=progress)
 
-    key = {"held_out": fingerprint_samples(membership_split(plan)[1])}
+    key = {"members": fingerprint_samples(members), "held_out": fingerprint_samples(others), "methods": METHODS}
     return [Task("neighbours", "membership by neighbours", run, read=(1 + NEIGHBOURS) * tokens, key=key)]
 
 

@@ -57,7 +57,9 @@ def low_perplexity_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> lis
         )
 
     read = len(prompts) * (tokens + len(prompts[0]))
-    return _too_long(plan, model, 16) or [Task("low-perplexity", "what it is certain of", run, read, len(prompts) * tokens)]
+    return _too_long(plan, model, 16) or [
+        Task("low-perplexity", "what it is certain of", run, read, len(prompts) * tokens, key={"prompts": PROMPTS, "tokens": tokens})
+    ]
 
 
 def show_low_perplexity(record: AuditRecord) -> Shown:
@@ -113,7 +115,9 @@ def discourse_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Tas
             progress=progress,
         )  # fmt: skip
 
-    return _too_long(plan, model, 2 * MIN_LEN) or [Task("discourse", "how original it is", run, written=len(prompts) * tokens)]
+    return _too_long(plan, model, 2 * MIN_LEN) or [
+        Task("discourse", "how original it is", run, written=len(prompts) * tokens, key={"prompts": PROMPTS, "tokens": tokens})
+    ]
 
 
 def show_discourse(record: AuditRecord) -> Shown:
@@ -172,7 +176,8 @@ def _works_task(plan: AuditPlan, model: LanguageModel, kind: str, label: str, pr
             model, works, prompt, prompt_tokens=shown, new_tokens=tokens, positions=POSITIONS, seed=plan.settings.seed, progress=progress
         )
 
-    return [Task(kind, label, run, written=WORKS * POSITIONS * tokens)]
+    key = {"works": WORKS, "positions": POSITIONS, "shown": shown, "tokens": tokens}
+    return [Task(kind, label, run, written=WORKS * POSITIONS * tokens, key=key)]
 
 
 def show_copyright(record: AuditRecord) -> Shown:
