@@ -110,12 +110,12 @@ def _probabilistic(plan: AuditPlan, model: LanguageModel, progress: StepProgress
 
 def membership_attacks(plan: AuditPlan, model: LanguageModel) -> list[str]:
     """The membership scores that are taken of a model: those that are asked for and possible. What takes many passes a text, or another
-    corpus, is taken of the largest alone, on which the section rests."""
+    corpus, is taken of the largest alone, on which the section rests; what takes gradients, when it is asked for or the suite is full."""
     members, others = membership_split(plan)
     main = model is largest(plan.models)
     rows = [sample.ids for sample in (*members, *others)]
     missing = impossible_methods(model, plan.references.get(model.name), plan.general if main else None, rows, len(others))
-    steep = () if main and plan.settings.attacks is not None else ("gradnorm",)
+    steep = () if main and (plan.settings.attacks is not None or plan.suite == "full") else ("gradnorm",)
     return [name for name in plan.settings.attacks or METHODS if name not in missing and name not in steep]
 
 

@@ -39,7 +39,9 @@ def _measure(plan: AuditPlan, model: LanguageModel, progress: StepProgress) -> M
     members, others = membership_split(plan)
     members, others = ([sample for sample in side if len(sample.ids) <= model.room] for side in (members, others))
     both = [*members, *others]
-    scored = model.score([sample.ids for sample in both], start=[sample.prefix_len for sample in both], progress=progress).logprobs
+    scored = (
+        plan.cached(model).score([sample.ids for sample in both], start=[sample.prefix_len for sample in both], progress=progress).logprobs
+    )
     means = np.array([row.mean(dtype=np.float64) for row in scored])
     references = means[len(members) :].tolist()
     table = pl.DataFrame(

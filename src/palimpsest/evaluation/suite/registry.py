@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from palimpsest.errors import InputError
+from palimpsest.evaluation.suite.beams import BEAM_SEARCH
 from palimpsest.evaluation.suite.contextual import NEEDLE, ORDER
 from palimpsest.evaluation.suite.core import CLASSES, EXTRACTION, GUARD, LEAKS, MEMBERSHIP, PROBABILISTIC
 from palimpsest.evaluation.suite.detector import SUITES, Detector
@@ -18,7 +19,6 @@ from palimpsest.evaluation.suite.exposure import EXPOSURE
 from palimpsest.evaluation.suite.knowledge import CONTRAST
 from palimpsest.evaluation.suite.near import NEAR_VERBATIM
 from palimpsest.evaluation.suite.prompting import DIVERGENCE, SOFT_PROMPT
-from palimpsest.evaluation.suite.thorough import BEAM_SEARCH, NEIGHBOUR_MEMBERSHIP
 from palimpsest.evaluation.suite.writing import COPYRIGHT, DISCOURSE, LOW_PERPLEXITY, REQUESTS
 
 
@@ -74,7 +74,6 @@ DETECTORS: tuple[Detector, ...] = (
     # membership inference
     MEMBERSHIP,
     EXPOSURE,
-    NEIGHBOUR_MEMBERSHIP,
     # what is written, and from where
     LEAKS,
     GUARD,
