@@ -3,6 +3,7 @@
 import pytest
 
 from palimpsest.catalogue import find
+from palimpsest.cli import VERBS
 from palimpsest.errors import InputError
 from palimpsest.evaluation.suite.detector import SUITES, Need
 from palimpsest.evaluation.suite.landscape import CATALOGUE, KINDS
@@ -21,6 +22,13 @@ def test_an_entry_names_its_family_suite_needs_and_systems(detector):
     assert detector.per_sample
     assert (detector.tasks is None) == (detector.show is None)
     assert detector.tasks is not None or detector.reason  # who cannot be run says why
+
+
+@pytest.mark.parametrize("entry", [*DETECTORS, *MITIGATIONS], ids=lambda entry: entry.name)
+def test_a_command_names_a_verb(entry):
+    if entry.command:
+        assert entry.command.startswith("palimpsest ")
+        assert entry.command.split()[1].strip(",") in VERBS
 
 
 def test_names_are_unique_and_suites_hold_each_other():

@@ -28,6 +28,17 @@ ELSEWHERE = (
         command="palimpsest audit MODEL TABLE.csv",
     ),
     Detector(
+        "vocabulary",
+        "What a larger vocabulary leaves",
+        "drivers",
+        "full",
+        (66,),
+        (Need.TRAINING,),
+        "one training a vocabulary",
+        reason="It trains models of one size with vocabularies of several.",
+        command="palimpsest vocabulary",
+    ),
+    Detector(
         "checkpoints",
         "Foretold by early checkpoints",
         "drivers",

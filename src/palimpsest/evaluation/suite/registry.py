@@ -16,6 +16,7 @@ from palimpsest.evaluation.suite.detector import SUITES, Detector
 from palimpsest.evaluation.suite.drivers import DUPLICATION, FORECAST
 from palimpsest.evaluation.suite.elsewhere import ELSEWHERE
 from palimpsest.evaluation.suite.exposure import EXPOSURE
+from palimpsest.evaluation.suite.inside import FUNCTION_TOKENS, MEMORY_TOKENS
 from palimpsest.evaluation.suite.knowledge import CONTRAST
 from palimpsest.evaluation.suite.near import NEAR_VERBATIM
 from palimpsest.evaluation.suite.prompting import DIVERGENCE, SOFT_PROMPT
@@ -87,8 +88,10 @@ DETECTORS: tuple[Detector, ...] = (
     COPYRIGHT,
     # knowledge and context
     CONTRAST,
+    FUNCTION_TOKENS,
     NEEDLE,
     ORDER,
+    MEMORY_TOKENS,
     # drivers
     DUPLICATION,
     FORECAST,
