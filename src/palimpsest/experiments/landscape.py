@@ -42,7 +42,8 @@ CPU = CanaryConfig(sizes=("m",), n_sequences=9000, seq_len=64, batch_size=4, tex
 SMOKE = replace(CPU, sizes=("s",), n_sequences=160, levels=((0, 6), (1, 6), (6, 8)), warmup=5)
 SHORTEST = 32  # tokens of a repeated passage that deduplication drops
 TENTH, CLIP, NOISE = 10, 1.0, 0.6
-EPOCHS, RATE, RETAINED = 20, 3e-4, 64  # of unlearning; rows of ordinary text in its retain side
+EPOCHS, RATE, RETAINED = 40, 1e-4, 64  # of unlearning; rows of ordinary text in its retain side
+CEILING = 1.0  # nat a token: GradDiff leaves rows alone that are no likelier than this, so that the ascent ends
 
 
 def run(scale: str, seed: int) -> Claim:
@@ -83,7 +84,7 @@ def run(scale: str, seed: int) -> Claim:
         before = float(seen["hits"][kept_unseen].mean())
         reference = auc(unseen["means"][forget], unseen["means"][copies == 0])
         lost = {}
-        for method, options in (("npo", {}), ("graddiff", {}), ("ga", {"retain": 0.0, "ceiling": math.inf})):
+        for method, options in (("npo", {}), ("graddiff", {"ceiling": CEILING}), ("ga", {"retain": 0.0, "ceiling": math.inf})):
             model = unlearned(suite, perturbed, method, forget, kept_seen, seed, options)
             found = measure(f"unlearned by {method}", model)
             lost[method] = {
@@ -214,6 +215,10 @@ def notes(suite: Suite, rows: list[dict[str, Any]], epsilon: float, delta: float
         f"texts, {rows[1]['validation']:.3f} for the twin that never saw them.",
         f"DP-SGD: clip {CLIP}, noise {NOISE}, a tenth of the steps with ten times the rows; ε = {epsilon:.1f} a row at δ = {delta:.1g}.",
         f"Unlearning: {forgotten} texts, {EPOCHS} epochs at {RATE:g}, beside {RETAINED} ordinary rows and half of the texts to keep. "
-        "The other half is in no loss and is what is counted.",
+        f"The other half is in no loss and is what is counted. GradDiff's ascent ends at {CEILING:g} nat a token.",
+        "Tried on a pilot seed (100), kept texts in no loss as a share of before, all with nothing forgotten left: NPO 0.57 after 10 epochs, "
+        "0.86 after 20 to 40; at three times the rate 0.43 to 0.86 and a worse model; with β = 0.5 one in six texts stays. GradDiff up to a "
+        "blind guess (ceiling log V) loses all within 20 epochs; up to 4 nat 0.64, 1.5 nat 0.86, 1 nat 1.0. Gradient ascent for 5 epochs "
+        "leaves the model whole and a third of the texts.",
         "Departure: rows are dealt in turn, not drawn at random, so that the account of ε is the usual approximation.",
     ]
