@@ -216,9 +216,9 @@ def notes(suite: Suite, rows: list[dict[str, Any]], epsilon: float, delta: float
         f"DP-SGD: clip {CLIP}, noise {NOISE}, a tenth of the steps with ten times the rows; ε = {epsilon:.1f} a row at δ = {delta:.1g}.",
         f"Unlearning: {forgotten} texts, {EPOCHS} epochs at {RATE:g}, beside {RETAINED} ordinary rows and half of the texts to keep. "
         f"The other half is in no loss and is what is counted. GradDiff's ascent ends at {CEILING:g} nat a token.",
-        "Tried on a pilot seed (100), kept texts in no loss as a share of before, all with nothing forgotten left: NPO 0.57 after 10 epochs, "
-        "0.86 after 20 to 40; at three times the rate 0.43 to 0.86 and a worse model; with β = 0.5 one in six texts stays. GradDiff up to a "
-        "blind guess (ceiling log V) loses all within 20 epochs; up to 4 nat 0.64, 1.5 nat 0.86, 1 nat 1.0. Gradient ascent for 5 epochs "
-        "leaves the model whole and a third of the texts.",
+        "Tried on a pilot seed (100), kept texts in no loss as a share of before, all with nothing forgotten left: NPO 0.57 after 10 "
+        "epochs, 0.86 after 20 to 40; at three times the rate 0.43 to 0.86 and a worse model; with β = 0.5 one in six texts stays. "
+        "GradDiff up to a blind guess (ceiling log V) loses all within 20 epochs; up to 4 nat 0.64, 1.5 nat 0.86, 1 nat 1.0. Gradient "
+        "ascent for 5 epochs leaves the model whole and a third of the texts.",
         "Departure: rows are dealt in turn, not drawn at random, so that the account of ε is the usual approximation.",
     ]
