@@ -12,7 +12,7 @@ from palimpsest.corpus import CorpusIndex, Document
 from palimpsest.errors import ContextOverflowError, InputError
 from palimpsest.evaluation.plan import AuditSettings
 from palimpsest.evaluation.protocol import run_audit
-from palimpsest.evaluation.suite import beams, contextual, inside, knowledge, near, prompting, writing
+from palimpsest.evaluation.suite import beams, contextual, inside, knowledge, near, prompting, rewinding, writing
 from palimpsest.evaluation.suite.registry import DETECTORS
 from palimpsest.models import EndpointModel, HFModel
 from palimpsest.report import check, render
@@ -47,6 +47,7 @@ def small(monkeypatch):
         writing: {"PROMPTS": 4, "WORKS": 2, "POSITIONS": 1, "NEW_TOKENS": 40},
         contextual: {"TRIALS": 8, "EXCERPTS": (80,), "SEGMENT": 10, "LENGTHS": (160,), "SEEDS": (0,)},
         inside: {"TEXTS": 2, "LENGTHS": (3, 4), "STEPS": 5, "TOKENS": 600, "ROW": 40, "EXPANSION": 1, "EPOCHS": 1},
+        rewinding: {"ANSWER": 3, "ITEMS": 4, "_PROMPT": 100},
         beams: {"BEAMS": 2, "BEAM_PASSAGES": 3},
     }.items():
         for name, value in sizes.items():

@@ -104,6 +104,14 @@ _TERMS = (
     ),
     Entry(
         "definition",
+        "semantic",
+        "The output means the same as an item of the training data (041).",
+        (_TEXT, _CORPUS),
+        "one sample, embedded",
+        "palimpsest.audit.alignment:measure_alignment",
+    ),
+    Entry(
+        "definition",
         "tabular",
         "Rows or cells of a table come out to the letter (084).",
         (_TEXT,),
@@ -134,6 +142,14 @@ _TERMS = (
         (_LOGITS,),
         "one forward a context",
         "palimpsest.audit.extraction:measure_extraction",
+    ),
+    Entry(
+        "driver",
+        "vocabulary",
+        "Larger subword vocabularies make models remember more (066).",
+        (_RUN,),
+        "one training a vocabulary",
+        "palimpsest.audit.vocabulary:VocabularySweep",
     ),
     Entry(
         "driver",

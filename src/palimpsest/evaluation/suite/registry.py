@@ -20,6 +20,7 @@ from palimpsest.evaluation.suite.inside import FUNCTION_TOKENS, MEMORY_TOKENS
 from palimpsest.evaluation.suite.knowledge import CONTRAST
 from palimpsest.evaluation.suite.near import NEAR_VERBATIM
 from palimpsest.evaluation.suite.prompting import DIVERGENCE, SOFT_PROMPT
+from palimpsest.evaluation.suite.rewinding import REWIND
 from palimpsest.evaluation.suite.writing import COPYRIGHT, DISCOURSE, LOW_PERPLEXITY, REQUESTS
 
 
@@ -89,6 +90,7 @@ DETECTORS: tuple[Detector, ...] = (
     # knowledge and context
     CONTRAST,
     FUNCTION_TOKENS,
+    REWIND,
     NEEDLE,
     ORDER,
     MEMORY_TOKENS,
