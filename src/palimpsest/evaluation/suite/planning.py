@@ -18,8 +18,8 @@ from palimpsest.evaluation.suite.registry import DETECTORS
 from palimpsest.models import LanguageModel
 
 WRITING = 20  # a written token costs about as much as so many tokens that are read
-_TIMED = 8  # passages that are read to know how fast a model is
-_TIMED_TOKENS = 12  # tokens that are written for it
+_TIMED = 4  # passages that are read to know how fast a model is
+_TIMED_TOKENS = 8  # tokens that are written for it
 
 
 @dataclass(frozen=True)
