@@ -32,3 +32,6 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
     console.print(f"{total} Estimated from a few passages; a guard and searches in the index come on top.", style="dim", highlight=False)
     for title, reason in estimate.skipped.items():
         console.print(Text.assemble(("not measured: ", "yellow"), f"{title}{'' if title.endswith('?') else '.'} {reason}"))
+    others = ", ".join(f"{title} ({command})" if command else title for title, command in estimate.elsewhere.items())
+    if others:
+        console.print(Text.assemble(("not part of an audit: ", "yellow"), f"{others}. The report says why."))

@@ -125,11 +125,13 @@ class Estimate:
         suite: its name.
         rows: a dict a detector: title, steps, finished (of an earlier run), read, written, seconds (None where the speed is not known).
         skipped: title -> reason.
+        elsewhere: title -> command (or nothing) of what no audit of a corpus can run.
     """
 
     suite: str
     rows: list[dict[str, Any]]
     skipped: dict[str, str]
+    elsewhere: dict[str, str]
 
     @property
     def seconds(self) -> float | None:
@@ -155,5 +157,7 @@ def estimate(plan: AuditPlan, job: Job, planned: Sequence[Planned], skipped: dic
         row["written"] += entry.written
         speed = speeds[entry.model]
         row["seconds"] = None if speed is None or row["seconds"] is None else row["seconds"] + speed.seconds(entry)
-    titles = {detector.name: detector.title for detector in DETECTORS}
-    return Estimate(plan.suite, list(rows.values()), {titles[name]: reason for name, reason in skipped.items()})
+    left_out = [detector for detector in DETECTORS if detector.name in skipped]
+    here = {detector.title: skipped[detector.name] for detector in left_out if detector.tasks is not None}
+    elsewhere = {detector.title: detector.command for detector in left_out if detector.tasks is None}
+    return Estimate(plan.suite, list(rows.values()), here, elsewhere)
