@@ -29,7 +29,8 @@ def show_estimate(console: Console, estimate: Estimate) -> None:
     console.print(table)
     seconds = estimate.seconds
     total = "The time of a model behind a server is not known." if seconds is None else f"About {numbers.seconds(seconds)} in all."
-    console.print(f"{total} Estimated from a few passages; a guard and searches in the index come on top.", style="dim", highlight=False)
+    how = "Every measurement by itself, from the speed on a few passages: what several read is scored once; guard and index come on top."
+    console.print(f"{total} {how}", style="dim", highlight=False)
     for title, reason in estimate.skipped.items():
         console.print(Text.assemble(("not measured: ", "yellow"), f"{title}{'' if title.endswith('?') else '.'} {reason}"))
     others = ", ".join(f"{title} ({command})" if command else title for title, command in estimate.elsewhere.items())

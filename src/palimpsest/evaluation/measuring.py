@@ -59,10 +59,11 @@ def membership_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Ta
 def leaks_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
     """What leaks, traced to its documents; and how near generations come to the corpus."""
     settings = plan.settings
-    near = 2 * settings.near_samples * settings.suffix
+    near = 2 * settings.near_samples
+    leaks, nearest = partial(_leaks, plan, model, job), partial(_nearest, plan, model)
     return [
-        Task("leaks", "tracing leaks", partial(_leaks, plan, model, job), written=settings.leaks * settings.suffix),
-        Task("nearest", "near the corpus", partial(_nearest, plan, model), written=near),
+        Task("leaks", "tracing leaks", leaks, settings.leaks * plan.prompt, settings.leaks * settings.suffix),
+        Task("nearest", "near the corpus", nearest, near * plan.prompt, near * settings.suffix),
     ]
 
 
@@ -77,12 +78,13 @@ def guard_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] |
             "a shorter --suffix leaves room for a prompt."
         )
     key = {"protected": plan.protected.fingerprint, "unprotected": sha256_json(list(plan.unprotected))}
-    written = settings.guard_samples * settings.suffix * len(TRANSFORMS)
+    asked = settings.guard_samples * len(TRANSFORMS)
+    read, written = asked * plan.prompt, asked * settings.suffix
     words = sum(len(text.split()) for text in plan.unprotected)
-    tasks = [Task("open", "writing freely", partial(_write, plan, model, job, writable, None), written=written, key=key)]
+    tasks = [Task("open", "writing freely", partial(_write, plan, model, job, writable, None), read, written, key)]
     for kind, name, guard in guards(settings):
         run = partial(_write, plan, model, job, writable, guard)
-        tasks.append(Task(kind, f"writing under {name}", run, written=written, key=key))
+        tasks.append(Task(kind, f"writing under {name}", run, read, written, key))
         if plan.unprotected:
             tasks.append(Task(f"{kind}-cost", f"price of {name}", partial(_cost, plan, model, guard), read=2 * words, key=key))
     return tasks

@@ -102,6 +102,11 @@ class AuditPlan:
         """Tokens of one pass over all passages."""
         return sum(len(sample.ids) for sample in self.samples)
 
+    @property
+    def prompt(self) -> float:
+        """Tokens of a passage's prefix, in the mean."""
+        return sum(sample.prefix_len for sample in self.samples) / len(self.samples)
+
     def cached(self, model: LanguageModel) -> ScoreCache:
         """The door to an audited or a reference model that all measurements of the audit share: no row is scored twice."""
         return self._caches[id(model)]

@@ -31,7 +31,8 @@ def tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task]:
         if passages:
             written = TRIALS * sum(sample.suffix_len for sample in passages)
             run = partial(_measure, plan, model, passages)
-            made.append(Task(kind, label, run, written=written, key={"passages": fingerprint_samples(passages), "trials": TRIALS}))
+            read = sum(sample.prefix_len for sample in passages)  # a prefix is read once for all samples of it
+            made.append(Task(kind, label, run, read, written, {"passages": fingerprint_samples(passages), "trials": TRIALS}))
     return made
 
 

@@ -18,8 +18,8 @@ from palimpsest.evaluation.suite.registry import DETECTORS
 from palimpsest.models import LanguageModel
 
 WRITING = 20  # a written token costs about as much as so many tokens that are read
-_TIMED = 4  # passages that are read to know how fast a model is
-_TIMED_TOKENS = 8  # tokens that are written for it
+_READ = 4  # passages that are read to know how fast a model reads
+_WRITTEN, _PROMPT, _TOKENS = 16, 4, 8  # texts that are written on together to know how fast it writes; tokens of a prompt, and of the rest
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def measure_speed(model: LanguageModel, plan: AuditPlan) -> Speed | None:
     """Times a few passages; None for a door that is not in this process, whose time depends on who else asks it."""
     if model.door == "endpoint" or not {"logprobs", "text"} <= model.capabilities:
         return None
-    samples = sorted(plan.samples, key=lambda sample: -len(sample.ids))[:_TIMED]
-    rows = [sample.ids for sample in samples]
+    samples = sorted(plan.samples, key=lambda sample: -len(sample.ids))
+    rows = [sample.ids for sample in samples[:_READ]]
     model.score(rows[:1])  # the first call of all loads and compiles what later ones find ready
-    read = _seconds(lambda: model.score(rows))
-    prefixes = [sample.prefix[: model.room - _TIMED_TOKENS] for sample in samples]
-    written = _seconds(lambda: model.generate(prefixes, _TIMED_TOKENS, stop_at_eos=False))
-    return Speed(sum(map(len, rows)) / read, len(rows) * _TIMED_TOKENS / written)
+    reading = sum(map(len, rows)) / _seconds(lambda: model.score(rows))
+    prompts = [sample.prefix[-_PROMPT:] for sample in samples[:_WRITTEN]]
+    took = _seconds(lambda: model.generate(prompts, _TOKENS, stop_at_eos=False))
+    writing = max(took - sum(map(len, prompts)) / reading, took / 10)  # less the reading of the prompts
+    return Speed(reading, len(prompts) * _TOKENS / writing)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

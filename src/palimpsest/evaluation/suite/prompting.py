@@ -39,7 +39,8 @@ def tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Task] | str:
         )  # fmt: skip
 
     key = {"words": words.tolist(), "repeats": repeats, "tokens": tokens, "continuations": CONTINUATIONS}
-    return [Task("divergence", "divergence", run, written=2 * CONTINUATIONS * len(words) * tokens, key=key)]
+    read, written = len(words) * (repeats + 1), 2 * CONTINUATIONS * len(words) * tokens
+    return [Task("divergence", "divergence", run, read, written, key)]
 
 
 def show(record: AuditRecord) -> Shown:

@@ -116,7 +116,14 @@ def discourse_tasks(plan: AuditPlan, model: LanguageModel, job: Job) -> list[Tas
         )  # fmt: skip
 
     return _too_long(plan, model, 2 * MIN_LEN) or [
-        Task("discourse", "how original it is", run, written=len(prompts) * tokens, key={"prompts": PROMPTS, "tokens": tokens})
+        Task(
+            "discourse",
+            "how original it is",
+            run,
+            len(prompts) * len(prompts[0]),
+            len(prompts) * tokens,
+            key={"prompts": PROMPTS, "tokens": tokens},
+        )
     ]
 
 
@@ -177,7 +184,8 @@ def _works_task(plan: AuditPlan, model: LanguageModel, kind: str, label: str, pr
         )
 
     key = {"works": WORKS, "positions": POSITIONS, "shown": shown, "tokens": tokens}
-    return [Task(kind, label, run, written=WORKS * POSITIONS * tokens, key=key)]
+    asked = WORKS * POSITIONS
+    return [Task(kind, label, run, asked * shown, asked * tokens, key)]
 
 
 def show_copyright(record: AuditRecord) -> Shown:
