@@ -220,7 +220,7 @@ def notes(suite: Suite, rows: list[dict[str, Any]], epsilon: float, delta: float
         "epochs, 0.86 after 20 to 40; at three times the rate 0.43 to 0.86 and a worse model; with β = 0.5 one in six texts stays. "
         "GradDiff up to a blind guess (ceiling log V) loses all within 20 epochs; up to 4 nat 0.64, 1.5 nat 0.86, 1 nat 1.0. Gradient "
         "ascent for 5 epochs leaves the model whole and a third of the texts.",
-        "What failed on seeds 0 to 2: of the kept texts that are in the retain loss nearly all stay, of those in none NPO keeps 0.67 to 0.75 "
+        "What failed on seeds 0 to 2: of the kept texts in the retain loss nearly all stay, of those in none NPO keeps 0.67 to 0.75 "
         "and GradDiff 0.69 to 0.87 of before. Counting those in the loss, as benchmarks of unlearning do, would have passed; it was not "
         "what was written down. And what no longer comes out is not gone: the loss still tells the forgotten texts from unseen ones (AUC "
         "0.99 and more, where the twin that never saw them has 0.4 to 0.7).",
