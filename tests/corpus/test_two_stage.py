@@ -113,13 +113,25 @@ def long_runs(n: int) -> np.ndarray:
     return np.concatenate([np.concatenate([[3, 9], np.full(length, 7), [length % 2]]) for length in lengths]).astype(np.uint16)
 
 
+def few_long_runs(n: int) -> np.ndarray:
+    """Three peaks, whose runs are of some tens of thousands of windows: what is walked over must not grow from window to window."""
+    run = np.full(n * 4 // 3, 7)
+    return np.concatenate([[3], run, [3], run, [3], run, [2]]).astype(np.uint16)
+
+
+def runs_behind_a_word(n: int) -> np.ndarray:
+    """The run begins some tokens behind the peak, and ends in one of two ways."""
+    run = np.full(n // 12, 7)
+    return np.concatenate([[3, 9, 5, 6, *run, 8 - 4 * (i % 2)] for i in range(12)]).astype(np.uint16)
+
+
 def one_large_group(n: int) -> np.ndarray:
     """More peaks alike than are sorted at once."""
     assert n // 3 > 2 * CHUNK
     return np.concatenate([np.tile([5, 6, 7], n // 3), [6]]).astype(np.uint16)
 
 
-@pytest.mark.parametrize("make", [zigzag, long_runs, one_large_group])
+@pytest.mark.parametrize("make", [zigzag, long_runs, few_long_runs, runs_behind_a_word, one_large_group])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_sorting_likes_least(make: Callable[[int], np.ndarray], threads: int) -> None:
     tokens = make(120_000)

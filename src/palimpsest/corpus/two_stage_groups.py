@@ -101,16 +101,23 @@ def first_groups(
 
 
 @njit(cache=True, nogil=True)
-def _reach(text: np.ndarray, code: np.ndarray, peaks: np.ndarray, number: int, seen: int, bits: int) -> tuple[int, int]:
-    """How many tokens of a peak are known when it is known for `seen` tokens and `bits` bits more; how many peaks behind are certain."""
+def _reach(text: np.ndarray, code: np.ndarray, peaks: np.ndarray, number: int, before: int, bits: int) -> tuple[int, int]:
+    """How many tokens of a peak are known when it is known for `before` tokens and `bits` bits more; how many peaks behind are certain.
+
+    No peak behind is certain by the first `before` tokens alone.
+    """
     place = INT(peaks[number])
+    seen = before
     left = bits
     while place + seen < text.size and INT(code[text[place + seen]] & LENGTH) <= left:
         left -= INT(code[text[place + seen]] & LENGTH)
         seen += 1
     certain = place + seen - 2  # whether it rises can be said of every position before the last run of one token
-    while certain >= place and text[certain] == text[place + seen - 1]:
+    known = place + max(before - 1, 0)  # no peak behind was certain when this was the last position
+    while certain >= known and text[certain] == text[place + seen - 1]:
         certain -= 1
+    if before > 0 and certain < known:  # the same run still: to walk to its beginning every time takes quadratic time
+        return seen, 0
     depth = 0
     while number + depth + 1 < peaks.size and INT(peaks[number + depth + 1]) <= certain:
         depth += 1
