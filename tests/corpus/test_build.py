@@ -47,6 +47,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def lose(path: Path, damage: str) -> None:
+    """What a disk may do to a file; its other names keep what they have."""
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    if damage != "gone":
+        path.write_bytes(data[:-1] if damage == "cut" else data)
+
+
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_BATCH_DOCUMENTS", 5)
@@ -85,20 +95,21 @@ def killed(work: Callable[[], object]) -> bool:
 
 
 class TestKilled:
-    @pytest.mark.parametrize(("builder", "step"), [("auto", 1), ("external", 11)])
+    @pytest.mark.parametrize(("builder", "shards", "step"), [("auto", 2, 1), ("auto", 1, 11), ("external", 2, 11)])
     def test_at_every_touch_of_the_file_system(
-        self, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, builder: str, step: int
+        self, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, builder: str, shards: int, step: int
     ) -> None:
         """Kill −9 before the k-th operation on a file, for every k, over an older index and with two shards.
 
-        Also, for every eleventh, with shards that are sorted in three blocks.
+        Also, for every eleventh, with one shard, which is the staged tokens, and with shards that are sorted in three blocks.
         """
         monkeypatch.setattr(os, "fsync", lambda handle: None)  # what was written outlives the process; only a power cut needs more
         monkeypatch.setattr(memory, "count_blocks", lambda *shard: 3)
         docs, older = rows(12), rows(4, seed=9)
         CorpusIndex.build(older, None, tmp_path / "older")
         expected = tmp_path / "expected" / "index"
-        CorpusIndex.build(docs, None, expected, shards=2, builder=builder)
+        asked = {"shards": shards, "builder": builder, "token_dtype": "u16"}
+        CorpusIndex.build(docs, None, expected, **asked)
         whole = contents(expected)
 
         for k in range(0, 1000, step):
@@ -111,18 +122,18 @@ class TestKilled:
 
                 def on_event(event: str, arguments: tuple) -> None:
                     nonlocal left
-                    if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+                    if event in ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "shutil.rmtree"):
                         if left == 0:
                             os.kill(os.getpid(), signal.SIGKILL)
                         left -= 1
 
                 sys.addaudithook(on_event)
-                CorpusIndex.build(iter(docs) if k % 3 == 0 else docs, None, out, shards=2, builder=builder)
+                CorpusIndex.build(iter(docs) if k % 2 == 0 else docs, None, out, **asked)
 
             was_killed = killed(work)
             if out.exists():  # nothing half-written is ever at the target
                 assert CorpusIndex.open(out, verify=True).n_documents in (len(docs), len(older))
-            CorpusIndex.build(docs, None, out, shards=2, builder=builder)
+            CorpusIndex.build(docs, None, out, **asked)
             assert contents(out) == whole, f"killed before operation {k}"
             assert [path.name for path in out.parent.iterdir()] == ["index"], f"killed before operation {k}"
             if not was_killed:
@@ -293,6 +304,39 @@ class TestContinuing:
         CorpusIndex.build(docs, None, tmp_path / "index")
         assert 10 < len(encoded) < 23
         CorpusIndex.build(docs, None, tmp_path / "straight")
+        assert contents(tmp_path / "index") == contents(tmp_path / "straight")
+
+    @pytest.mark.parametrize("name", ["tokens.0", "sa.0", "docs.1", "buckets.1"])
+    @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+    def test_finished_files_that_the_disk_lost_are_made_again(
+        self, tmp_path: Path, encoded: list[str], caplog: pytest.LogCaptureFixture, name: str, damage: str
+    ) -> None:
+        docs = rows(23)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "_describe", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+            with pytest.raises(Interrupted):
+                CorpusIndex.build(docs, None, tmp_path / "index", shards=2)
+        encoded.clear()
+        lose(tmp_path / "index.partial" / "index" / name, damage)
+        index = CorpusIndex.build(docs, None, tmp_path / "index", shards=2)
+        assert encoded == []
+        assert name in caplog.text
+        index.verify()
+        CorpusIndex.build(docs, None, tmp_path / "straight", shards=2)
+        assert contents(tmp_path / "index") == contents(tmp_path / "straight")
+
+    @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+    def test_the_tokens_of_a_workspace_that_was_copied(self, tmp_path: Path, damage: str) -> None:
+        """They are the staged ones no more, and nothing says what they have to be."""
+        docs = rows(23)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "_describe", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+            with pytest.raises(Interrupted):
+                CorpusIndex.build(docs, None, tmp_path / "first", token_dtype="u16")
+        shutil.copytree(tmp_path / "first.partial", tmp_path / "index.partial")
+        lose(tmp_path / "index.partial" / "index" / "tokens.0", damage)
+        CorpusIndex.build(docs, None, tmp_path / "index", token_dtype="u16")
+        CorpusIndex.build(docs, None, tmp_path / "straight", token_dtype="u16")
         assert contents(tmp_path / "index") == contents(tmp_path / "straight")
 
     def test_without_resume_everything_is_done_again(self, tmp_path: Path, small_batches: None, encoded: list[str]) -> None:

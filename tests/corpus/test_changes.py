@@ -203,6 +203,29 @@ def test_damage_to_the_files_of_a_change_is_named(index: CorpusIndex):
         CorpusIndex.open(left.path, verify=True)
 
 
+@pytest.mark.parametrize("change", ["append", "delete"])
+def test_a_change_does_not_declare_old_files_whole(index: CorpusIndex, monkeypatch, change: str):
+    """Those that were damaged since the index was opened; a change that takes longer than a tick of the clock notes what it made."""
+    time.sleep(0.05)
+    index = CorpusIndex.open(index.path)
+    monkeypatch.setattr(layout, "_CLOCK_TICK", 0)
+    data = (index.path / "meta.0").read_bytes()
+    (index.path / "meta.0").write_bytes(data.replace(b"same", b"sane"))
+    with pytest.raises(IndexCorruptError, match=r"meta\.0"):
+        index.append([[1, 2]]) if change == "append" else index.delete([0])
+    with pytest.raises(IndexCorruptError, match=r"meta\.0"):
+        CorpusIndex.open(index.path)
+
+
+@pytest.mark.parametrize("change", ["append", "delete"])
+def test_after_a_change_an_index_that_was_whole_is_not_hashed_again(index: CorpusIndex, monkeypatch, change: str):
+    time.sleep(0.05)
+    index = CorpusIndex.open(index.path)
+    monkeypatch.setattr(layout, "_CLOCK_TICK", 0)
+    monkeypatch.setattr(layout, "verify_files", lambda *given: pytest.fail("hashed again"))
+    assert (index.append([[1, 2]]) if change == "append" else index.delete([0])).n_tokens
+
+
 def test_text_is_appended_with_the_tokenizer_of_the_index(tmp_path: Path, tiny_tokenizer):
     index = CorpusIndex.build(["the quick brown fox"], tiny_tokenizer, tmp_path / "index").append(["over the fox"])
     assert index.count(tiny_tokenizer.encode(" fox")) == 2

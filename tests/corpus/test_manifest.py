@@ -80,6 +80,23 @@ def test_a_flipped_byte_behind_a_restored_time_stamp_is_found(index: CorpusIndex
         CorpusIndex.open(index.path)
 
 
+def test_a_flip_while_the_other_files_are_hashed_is_found(index: CorpusIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = layout.sha256_file
+
+    def slow(path: Path) -> str:
+        found = digest(path)
+        if path.name == "sa.1":
+            flip(path, 0)
+            time.sleep(0.05)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "sha256_file", slow)
+        CorpusIndex.open(index.path, verify=True)
+    with pytest.raises(IndexCorruptError, match=r"sa\.1"):
+        CorpusIndex.open(index.path)
+
+
 def test_a_flip_right_after_the_build_is_found(tmp_path: Path) -> None:
     for i in range(5):
         built = CorpusIndex.build([[1, 2, 3]], None, tmp_path / str(i))

@@ -1,12 +1,13 @@
 """Building an index: documents → tokens → shards → suffix arrays, each finished piece noted, the whole renamed at the end.
 
 A build that was killed reads the documents again, keeps every batch whose digest is still the same and continues after the last
-one; nothing is tokenized or sorted twice. From the first batch that differs on, everything is done anew. What was staged is held
-against its checksums first. The bytes of the result do not depend on interruptions.
+one; nothing is tokenized or sorted twice. From the first batch that differs on, everything is done anew. What was staged, cut and
+sorted is held against its checksums first. The bytes of the result do not depend on interruptions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -26,12 +27,12 @@ from palimpsest.corpus.external import BlockSort, block_space
 from palimpsest.corpus.memory import RESERVED, SortPlan, free_memory, parse_memory, plan_sort
 from palimpsest.corpus.search import branches
 from palimpsest.corpus.sharding import read_strips, split_shards, write_pieces
-from palimpsest.corpus.staging import Progress, batches, source_digest, stage
+from palimpsest.corpus.staging import STAGED, Progress, batches, source_digest, stage
 from palimpsest.corpus.suffix_array import choose_builder, suffix_array
 from palimpsest.corpus.tokens import DTYPES, dtype_name, separator, staging_dtype, update_content
 from palimpsest.corpus.workspace import Journal, partial_folder, put_in_place, refuse_foreign, remove_workspace, workspace
 from palimpsest.errors import IndexCorruptError, IndexVersionError, InputError, StorageError
-from palimpsest.files import require_space, storage_errors
+from palimpsest.files import require_space, sha256_file, storage_errors
 from palimpsest.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def build_index(
             return
         folder = work / "index"
         folder.mkdir(exist_ok=True)
+        _forget_damaged(work, journal)
         state = stage(as_documents(docs), tokenizer, DTYPES[staged], work, journal, progress, bound, engine)
         known = journal.entry("plan")
         if known != plan:
@@ -110,8 +112,26 @@ def build_index(
         if tokenizer:
             tokenizer.save(folder / "tokenizer.json")
         _describe(folder, journal, name, state, card, request, bound, *content.result())
+        built = layout.load_manifest(folder)
         put_in_place(work, journal, out)
-    layout.note_whole(out, layout.read_manifest(out), wait=True)
+    with contextlib.suppress(OSError):  # another process may change the index already: then the next opening hashes it
+        layout.note_whole(out, built, wait=True)
+
+
+def _forget_damaged(work: Path, journal: Journal) -> None:
+    """Lets the journal forget what was finished from the first file on that is not on the disk as it was written.
+
+    A shard's tokens that are only a name of the staged ones have no digest yet: they are that still, and `stage` looks at these.
+    """
+    for number, entry in enumerate(journal.entries):
+        for name, known in entry.get("files", {}).items():
+            path, staged = work / "index" / name, work / STAGED[0]
+            whole = path.is_file() and path.stat().st_size == known["bytes"]
+            if whole and (sha256_file(path) == known["sha256"] if "sha256" in known else staged.exists() and path.samefile(staged)):
+                continue
+            _log.warning("%s is not what was written: it is made again, and what came after it.", path)
+            journal.truncate(number)
+            return
 
 
 def _card(tokenizer: Tokenizer | None) -> dict[str, Any] | None:

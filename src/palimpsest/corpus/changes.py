@@ -259,4 +259,8 @@ def _publish(index: CorpusIndex, manifest: dict[str, Any]) -> None:
     for path in folder.iterdir():
         if _PART_FILE.fullmatch(path.name) and path.name not in needed:
             path.unlink()
-    layout.note_whole(folder, layout.read_manifest(folder))
+    found = layout.noted(folder)
+    if found.get("checksum") != index.manifest["checksum"]:
+        found = {}
+    kept = {name: found.get(name) for name in manifest["files"].keys() & index.manifest["files"].keys()}  # which nobody has hashed here
+    layout.note_whole(folder, layout.read_manifest(folder), since=kept)

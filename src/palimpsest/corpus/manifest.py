@@ -137,33 +137,42 @@ def verify_files(folder: Path, manifest: dict[str, Any], only: set[str] | None =
         IndexCorruptError: naming the first file whose content is not what was built.
     """
     names = sorted(manifest["files"] if only is None else only)
+    before = _stamp(folder, manifest, only)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         hashes = list(pool.map(lambda name: sha256_file(folder / name), names))
     for name, found in zip(names, hashes, strict=True):
         if found != manifest["files"][name]["sha256"]:
             raise IndexCorruptError(f"{folder / name} is damaged: its content is not what was built.", _REBUILD)
     if only is None:
-        note_whole(folder, manifest)
+        note_whole(folder, manifest, since=before)
 
 
 def verify_if_changed(folder: Path, manifest: dict[str, Any], only: set[str] | None = None) -> None:
     """`verify_files`, unless the index was found whole before and none of these files has been touched since."""
-    try:
-        known = json.loads(_note(folder).read_bytes())
-    except (OSError, ValueError):
-        known = None
-    stamp = _stamp(folder, manifest, only)
-    if not isinstance(known, dict) or any(known.get(name) != entry for name, entry in stamp.items()):
+    known = noted(folder)
+    if any(known.get(name) != entry for name, entry in _stamp(folder, manifest, only).items()):
         verify_files(folder, manifest, only)
 
 
-def note_whole(folder: Path, manifest: dict[str, Any], wait: bool = False) -> None:
+def noted(folder: Path) -> dict[str, Any]:
+    """What the cache folder has of an index that was found whole: the manifest's checksum, and the state of every file by its name."""
+    try:
+        known = json.loads(_note(folder).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def note_whole(folder: Path, manifest: dict[str, Any], wait: bool = False, since: dict[str, Any] | None = None) -> None:
     """Notes in the cache folder that the index is whole as it stands now.
 
     Not where a file has just been changed, for another change in the same tick of the file system's clock would not show; with `wait`
-    it waits for the next tick, unless the next opening hashes the files as soon.
+    it waits for the next tick, unless the next opening hashes the files as soon. Nor where a file of `since` is in another state than
+    that, in which it was whole.
     """
     stamp = _stamp(folder, manifest)
+    if since is not None and any(stamp[name] != entry for name, entry in since.items()):
+        return
     newest = max(entry[2] for name, entry in stamp.items() if name != "checksum")
     left = newest + _CLOCK_TICK - time.time_ns()
     if left > 0:
