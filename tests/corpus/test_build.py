@@ -325,6 +325,22 @@ class TestContinuing:
         CorpusIndex.build(docs, None, tmp_path / "straight", shards=2)
         assert contents(tmp_path / "index") == contents(tmp_path / "straight")
 
+    def test_a_power_cut_does_not_lose_that_the_index_is_in_its_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Or the next build would write into the staged tokens, which are those of the index."""
+        sync, rename = os.fsync, os.rename
+        synced: set[tuple[int, int]] = set()
+        known: list[bool] = []
+
+        def watched(source: Path, target: Path) -> None:
+            journal = (tmp_path / "index.partial" / "journal").stat()
+            known.append((journal.st_ino, journal.st_size) in synced)
+            rename(source, target)
+
+        monkeypatch.setattr(os, "fsync", lambda handle: synced.add((os.fstat(handle).st_ino, os.fstat(handle).st_size)) or sync(handle))
+        monkeypatch.setattr(os, "rename", watched)
+        CorpusIndex.build(rows(23), None, tmp_path / "index", token_dtype="u16")
+        assert known == [True]
+
     @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
     def test_the_tokens_of_a_workspace_that_was_copied(self, tmp_path: Path, damage: str) -> None:
         """They are the staged ones no more, and nothing says what they have to be."""

@@ -140,8 +140,13 @@ def refuse_foreign(out: Path) -> None:
 
 
 def put_in_place(work: Path, journal: Journal, out: Path) -> None:
-    """Renames the finished index to `out`, in place of an older one, and removes the workspace."""
+    """Renames the finished index to `out`, in place of an older one, and removes the workspace.
+
+    That this has begun is on the disk before: a build that did not know it would write into staged tokens that are the index's own.
+    """
     journal.append({"stage": "swap"})
+    with open(journal.path, "rb+") as stream:
+        os.fsync(stream.fileno())
     if is_index(out):
         os.rename(out, work / _PREVIOUS)
     os.rename(work / "index", out)
