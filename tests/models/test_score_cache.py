@@ -389,3 +389,16 @@ def test_progress_never_goes_back_and_ends_full(cache, rows):
     assert heard == sorted(heard)
     assert heard[-1] == (4, 4)
     assert {total for _, total in heard} == {4}
+
+
+def test_what_is_announced_after_it_was_scored_is_not_forgotten(counted, rows):
+    announced = rows[2]
+    cache = ScoreCache(counted, 20_000)
+    cache.score([announced])
+    assert cache.expect([announced], moments=True) == 1
+    cache.score([announced], moments=True)
+    cache.score([np.arange(2, 40) + shift for shift in range(60)])  # far more than there is room for
+    before = counted.calls
+    cache.score([announced], moments=True)
+    assert counted.calls == before
+    assert cache.held_bytes <= 20_000

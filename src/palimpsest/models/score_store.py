@@ -120,6 +120,7 @@ class ScoreStore:
             self.nbytes += entry.need.nbytes(key)
             if pinned:
                 self._pinned.add(key)
+                self._recent.pop(key, None)  # it may have been there before it was announced
             if key not in self._pinned:
                 self._recent[key] = None
                 self._recent.move_to_end(key)
