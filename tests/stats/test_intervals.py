@@ -105,3 +105,10 @@ def test_clusters_of_one_are_the_ordinary_bootstrap():
     for bad in (["a"] * 60, np.arange(59)):
         with pytest.raises(InputError, match="clusters"):
             stats.clustered_interval(values, bad)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_a_rate_on_which_all_agree_is_as_certain_as_its_sources_are_many(flag):
+    found = stats.rate_interval([flag] * 12, np.repeat(np.arange(4), 3))
+    assert found == stats.wilson_interval(4 * flag, 4)
+    assert found.high - found.low > 0.4

@@ -146,6 +146,8 @@ def clustered_interval(
 def rate_interval(flags: ArrayLike, clusters: ArrayLike | None = None, *, confidence: float = 0.95, seed: int = 0) -> Interval:
     """The interval of a rate of items that may share a source: Wilson's when no two do, else one that resamples sources.
 
+    Where all items agree, resampling would give an interval of no width; it is then Wilson's of as many items as there are sources.
+
     Args:
         flags: (n,) truth values.
         clusters: (n,) what each item belongs to; None: all are independent.
@@ -161,4 +163,7 @@ def rate_interval(flags: ArrayLike, clusters: ArrayLike | None = None, *, confid
     right = binary_row(flags, "flags")
     if clusters is None or len(np.unique(np.asarray(clusters))) == len(right):
         return wilson_interval(int(right.sum()), len(right), confidence)
+    if right.all() or not right.any():  # every resample is equal: the bootstrap would be certain of it
+        sources = len(np.unique(np.asarray(clusters)))
+        return wilson_interval(sources if right.all() else 0, sources, confidence)
     return clustered_interval(right.astype(np.float64), clusters, confidence=confidence, seed=seed)
