@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from palimpsest.audit.cued_recall import copy_of, cue_example, leading, recalls, study, text_example, trainable, write
-from palimpsest.errors import CapabilityError, InputError
+from palimpsest.errors import CapabilityError, ContextOverflowError, InputError
 from palimpsest.models import HFModel
 from palimpsest.training.examples import ExampleBatches, packed
 from palimpsest.training.loop import TrainConfig
@@ -106,3 +106,18 @@ def test_what_cannot_be_studied_is_refused(tiny_model, other_model, narrow_door,
         text_example(tiny_model, "")
     with pytest.raises(InputError, match="2 cues, 1 answers"):
         write(tiny_model, CUES, ANSWERS[:1])
+
+
+def test_an_example_beyond_the_window_is_not_trained_on(tiny_model):
+    model = copy_of(tiny_model)
+    before = model.fingerprint
+    data = ExampleBatches([text_example(model, "ab"), text_example(model, "the river " * 60)], 1, pad_id=1)
+    with pytest.raises(ContextOverflowError, match="sees at most 128"):
+        study(model, data, LEARNING)
+    vars(model).pop("fingerprint", None)
+    assert model.fingerprint == before
+
+
+def test_what_is_written_to_one_cue_does_not_depend_on_the_others(tiny_model):
+    alone = write(tiny_model, CUES[:1], ["sings"])
+    assert write(tiny_model, CUES, ["sings", "jumps over it and over the lazy dog, and over the five wizards"])[:1] == alone

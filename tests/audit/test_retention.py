@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from palimpsest.audit import retention
 from palimpsest.audit.retention import forgetting_curve, retain
 from palimpsest.audit.retention_foils import CONDITIONS, gibberish, random_words, read_condition, synonym, unrelated
 from palimpsest.audit.retention_probes import LONGEST, Learning, MassedBatches, batches_of, recall, recognition, rouge_n, study
@@ -261,3 +262,17 @@ def test_what_cannot_be_remembered_is_refused(tiny_model):
     ):
         with pytest.raises(InputError, match=said):
             refused()
+
+
+def test_nothing_is_studied_when_the_stream_cannot_be(tiny_model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(retention, "recognition", lambda *texts: asked.append(texts))
+    with pytest.raises(InputError, match="1 tokens"):
+        retain(tiny_model, SEEN, FOILS, [*STREAM, "="])
+    assert not asked
+
+
+def test_three_right_answers_of_three_are_no_certainty(retained):
+    for row in retained.summary["asked"]:
+        figure = row["exact"]
+        assert figure["high"] - figure["low"] > 0.1

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from palimpsest.audit.contrast_readings import Cloze, encode_cloze
-from palimpsest.errors import InputError
+from palimpsest.errors import ContextOverflowError, InputError
 from palimpsest.models import LanguageModel
 from palimpsest.models.hf import HFModel
 from palimpsest.training.batch import BatchSource
-from palimpsest.training.examples import Example
+from palimpsest.training.examples import Example, ExampleBatches
 from palimpsest.training.loop import Callback, TrainConfig, Trainer, adamw
 
 
@@ -79,6 +79,7 @@ def study(
 
     Raises:
         InputError: an optimizer that belongs to other parameters.
+        ContextOverflowError: an example does not fit the model's window; nothing is cut off.
         NonFiniteError: training diverged.
 
     Example:
@@ -88,6 +89,8 @@ def study(
     own = {id(parameter) for parameter in model.model.parameters()}
     if optimizer is not None and any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
         raise InputError("The optimizer belongs to other parameters.", "Give the one that an earlier study of this model returned.")
+    if isinstance(data, ExampleBatches):
+        require_room(model, data)
     used = optimizer or adamw(model.model, config)
     try:
         metrics = Trainer(model.model, config, callbacks, optimizer_factory=lambda *_: used, progress=progress).fit(data)
@@ -95,6 +98,16 @@ def study(
         model.model.eval()
         vars(model).pop("fingerprint", None)
     return Studied([step["loss"] for step in metrics], used)
+
+
+def require_room(model: HFModel, data: ExampleBatches) -> None:
+    """Raises `ContextOverflowError` where an example is longer than what the model sees: it would be trained at positions it never has."""
+    longest = max(len(example.ids) for example in data.examples)
+    if model.context_length is not None and longest > model.context_length:
+        raise ContextOverflowError(
+            f"An example has {longest} tokens, but the model sees at most {model.context_length}.",
+            "Give shorter texts, or a model with a longer context.",
+        )
 
 
 def leading(model: HFModel) -> tuple[int, ...]:
@@ -127,7 +140,7 @@ def cue_example(model: HFModel, prompt: str, answer: str, *, on_prompt: bool = F
 
 
 def write(model: LanguageModel, prompts: Sequence[str], longest: Sequence[str], *, slack: int = 8) -> list[str]:
-    """What a model writes greedily after cues: up to EOS, or a little more than the longest answer takes.
+    """What a model writes greedily after cues: up to EOS, or a little more than the longest answer to each takes.
 
     Args:
         model: any door that writes text.
@@ -144,7 +157,8 @@ def write(model: LanguageModel, prompts: Sequence[str], longest: Sequence[str], 
     encoded = [encode_cloze(model.tokenizer, Cloze(prompt, answer)) for prompt, answer in zip(prompts, longest, strict=True)]
     room = max((len(ids) - cut for ids, cut in encoded), default=0) + slack
     written = model.generate([ids[:cut] for ids, cut in encoded], room)
-    return [model.tokenizer.decode(texts[0]).strip() for texts in written]
+    own = [len(ids) - cut + slack for ids, cut in encoded]  # what is written to one cue does not depend on how long others' answers are
+    return [model.tokenizer.decode(texts[0][:most]).strip() for texts, most in zip(written, own, strict=True)]
 
 
 def recalls(model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:

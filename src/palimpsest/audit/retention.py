@@ -22,12 +22,13 @@ import numpy as np
 import polars as pl
 from scipy.optimize import curve_fit
 
+from palimpsest.audit.cued_recall import require_room
 from palimpsest.audit.cued_recall import study as train
 from palimpsest.audit.retention_probes import SCORES, AfterUpdates, Learning, batches_of, config_of, recall, recognition, study
 from palimpsest.errors import InputError
 from palimpsest.measurement import Curve, Measurement, Series, environment
 from palimpsest.models.hf import HFModel
-from palimpsest.stats import Interval, bootstrap_interval
+from palimpsest.stats import Interval, bootstrap_interval, rate_interval
 
 GRID = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
@@ -61,6 +62,7 @@ def retain(
         asked after each exposure. Summary: figures with intervals by phase, and `forgetting_curve`.
 
     Raises:
+        ContextOverflowError: a text does not fit the model's window.
         InputError: a foil, or a text of the stream, that was seen; no stream; what `study`, `recognition` and `recall` refuse.
     """
     learning = learning or Learning()
@@ -69,6 +71,8 @@ def retain(
         raise InputError(f"{len(both)} foils or texts of the stream are studied, {min(both)!r} among them.", "Exchange them.")
     if updates < 1 or not stream:
         raise InputError(f"{len(stream)} texts for {updates} updates.", "Give some of both.")
+    data = batches_of(model, list(dict.fromkeys(stream)), learning)
+    require_room(model, data)  # before anything is studied
     tables: list[pl.DataFrame] = []
 
     def ask(asked: HFModel, phase: str, shown: int, update: int) -> None:
@@ -80,7 +84,6 @@ def retain(
     tables.append(tables[-1].with_columns(phase=pl.lit("stream")))  # nothing has changed yet
     wanted = {updates} | {at for at in checkpoints if 0 < at < updates}
     asking = AfterUpdates(list(wanted), lambda at: ask(studied, "stream", exposures, at))
-    data = batches_of(studied, list(dict.fromkeys(stream)), learning)
     train(studied, data, config_of(updates, learning), callbacks=[asking], optimizer=left.optimizer if keep_optimizer else None)
     return _measured(model, pl.concat(tables), learning, keep_optimizer)
 
@@ -139,7 +142,10 @@ def _measured(model: HFModel, table: pl.DataFrame, learning: Learning, keep_opti
 
 def _figures(table: pl.DataFrame) -> dict[str, Interval]:
     names = ["recognized", "exact", *(f"{score}_{part}" for part in ("cont", "full") for score in SCORES)]
-    return {name: bootstrap_interval(table[name].cast(pl.Float64).to_numpy()) for name in names}
+    columns = {name: table[name].cast(pl.Float64).to_numpy() for name in names}
+    return {
+        name: rate_interval(own) if name in names[:2] and set(own) <= {0, 1} else bootstrap_interval(own) for name, own in columns.items()
+    }
 
 
 def _by_length(table: pl.DataFrame, before: pl.DataFrame) -> dict[str, dict[str, float | int]]:
@@ -166,5 +172,5 @@ def _curve(stream: list[dict[str, Any]]) -> Curve:
     series = [Series("recognition (2AFC)", line("recognized")), Series("recall (ROUGE-L of the continuation)", line("rougeL_cont"))]
     return Curve(
         "retention", "What is left of a few exposures", "updates on other texts", "share", series, x_scale="symlog",
-        y_domain=(0.0, 1.0), y_format="percent", caption="Bootstrap 95 % intervals over texts.",
+        y_domain=(0.0, 1.0), y_format="percent", caption="95 % intervals over texts: Wilson's of recognition without ties, else bootstrap.",
     )  # fmt: skip
