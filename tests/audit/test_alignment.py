@@ -141,7 +141,7 @@ def test_samples_are_drawn_where_none_are_given(model):
     ("items", "held_out", "chosen", "says"),
     [
         ([], HELD_OUT, slice(0, 1), "items to match"),
-        (ITEMS, [], slice(0, 1), "no text to match"),
+        (ITEMS, [], slice(0, 1), "0 of 0 held-out"),
         (ITEMS, ITEMS[:1], slice(0, 1), "held out as well"),
         (ITEMS, HELD_OUT, slice(4, 5), "All 1 samples are empty"),
     ],
@@ -149,3 +149,34 @@ def test_samples_are_drawn_where_none_are_given(model):
 def test_bad_input_is_refused(model, items, held_out, chosen, says):
     with pytest.raises(InputError, match=says):
         measure_alignment(model, TEMPLATE, items, held_out, letters, samples=samples(model)[chosen])
+
+
+class Cutting:
+    """`letters`, but nothing is read of a text without a letter or digit."""
+
+    def chunks(self, text):
+        return [text] if any(letter.isalnum() for letter in text) else []
+
+    def __call__(self, texts):
+        return letters(texts)
+
+
+def test_samples_without_anything_to_read_are_empty(model):
+    rows = [np.array(model.tokenizer.encode(text)) for text in ("What is a page?", "\x03", "Who?")]
+    found = measure_alignment(model, TEMPLATE, ITEMS, HELD_OUT, Cutting(), samples=rows)
+    assert found.summary["empty"] == 1
+    assert found.table["text"].to_list() == ["What is a page?", "Who?"]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "threshold", "message"),
+    [
+        ([], 0.95, "0 of 0 held-out"),
+        (["", "a b"], 0.95, "1 of 2 held-out"),
+        (HELD_OUT, float("nan"), "threshold is nan"),
+        (HELD_OUT, 7, "7"),
+    ],
+)
+def test_held_out_texts_and_thresholds_are_checked_first(model, held_out, threshold, message):
+    with pytest.raises(InputError, match=message):
+        measure_alignment(model, TEMPLATE, ITEMS, held_out, letters, samples=[np.array([5])], threshold=threshold)

@@ -88,3 +88,15 @@ def test_bad_input_is_refused():
     for vectors in (np.ones((1, 4)), np.ones(1), np.eye(2), np.full((1, 1), np.nan)):
         with pytest.raises(InputError, match="unit vectors"):
             Matcher(["a"], lambda texts, vectors=vectors: vectors)
+
+
+def test_a_text_that_the_embedder_reads_nothing_of_is_no_match():
+    embed = Letters(3)
+    embed.chunks = lambda text: [text[i : i + 3] for i in range(0, len(text), 3) if text.isalpha()]
+    matcher = Matcher(["abc", "def"], embed)
+    assert [matcher.reads(text) for text in ("abcd", "\x03", " ")] == [True, False, False]
+    for texts in (["\x03", "abc"], ["abc", "\x03"]):
+        with pytest.raises(InputError, match="reads nothing"):
+            matcher.match(texts)
+        with pytest.raises(InputError, match="reads nothing"):
+            Matcher(texts, embed)

@@ -162,13 +162,14 @@ def measure_alignment(
         progress: called with (samples done, samples in all).
 
     Returns:
-        One row a sample that is not empty: text, nearest, nearest_text, cosine, edit, indel, semantic (cosine at least the calibrated
-        threshold), semantic_paper (at least `threshold`), string (edit at least 0.9), swapped (string, and differs in numbers alone). The
-        summary holds the counts and rates of each, the share of the items that they cover, the undercount semantic / string for both
+        One row a sample that is not empty, which the embedder reads: text, nearest, nearest_text, cosine, edit, indel, semantic (cosine
+        at least the calibrated threshold), semantic_paper (at least `threshold`), string (edit at least 0.9), swapped (string, and
+        differs in numbers alone). The summary holds the counts and rates of each, the share of the items that they cover, the undercount semantic / string for both
         thresholds (null without a string match), the thresholds, the empty samples, and the cosines of samples and held-out items.
 
     Raises:
-        InputError: empty or missing items or held-out texts, an item that is held out, n < 1, or only empty samples.
+        InputError: empty or missing items or held-out texts, an item that is held out, n < 1, a threshold that is no cosine, or only empty
+            samples.
 
     Example:
         >>> measure_alignment(model, template, items, held_out, MiniLM()).summary["undercount"]   # doctest: +SKIP
@@ -179,6 +180,11 @@ def measure_alignment(
         matcher = Matcher(items, embedder)
     else:
         raise InputError("There is no embedder for the items.", "Give one, MiniLM() for instance, or a Matcher.")
+    if not -1 <= threshold <= 1:
+        raise InputError(f"The threshold is {threshold}.", "It is a cosine: give at most 1.")
+    unread = [text for text in held_out if not matcher.reads(text)]
+    if unread or not held_out:
+        raise InputError(f"{len(unread)} of {len(held_out)} held-out texts are empty.", "Give one or more, each with words.")
     shared = set(matcher.items) & set(held_out)
     if shared:
         raise InputError(f"{len(shared)} items are held out as well, such as {min(shared)!r}.", "Hold out what was not trained on.")
@@ -187,7 +193,7 @@ def measure_alignment(
     rows = samples
     if rows is None:
         rows = extract(model, template.prefix, n, max_new_tokens=max_new_tokens, seed=seed, progress=progress, **sampling)
-    texts = [text for text in plain_texts(model, rows, template) if text]
+    texts = [text for text in plain_texts(model, rows, template) if matcher.reads(text)]
     if not texts:
         raise InputError(f"All {len(rows)} samples are empty.", "Check the prefix: the model ends at once behind it.")
     table = matcher.match(texts).with_columns(

@@ -27,7 +27,7 @@ class Matcher:
         embedder: texts to unit vectors; with a method `chunks`, longer texts are embedded in parts.
 
     Raises:
-        InputError: no item, an empty one, or vectors that are not of length 1.
+        InputError: no item, one without anything that the embedder reads, or vectors that are not of length 1.
 
     Example:
         >>> one_hot = lambda texts: np.eye(3)[[len(text) % 3 for text in texts]]
@@ -40,7 +40,17 @@ class Matcher:
             raise InputError(f"There are {len(items)} items to match, {sum(not item.strip() for item in items)} of them empty.",
                              "Give one text or more, each with words.")  # fmt: skip
         self.items, self.embedder = list(items), embedder
+        self._cut: Callable[[str], list[str]] | None = getattr(embedder, "chunks", None)
         self._vectors, self._starts = self._embedded(self.items)
+
+    def reads(self, text: str) -> bool:
+        """Whether the embedder finds anything in a text: not in white space, nor where its `chunks` cut nothing off (control characters).
+
+        Example:
+            >>> Matcher(["a"], lambda texts: np.ones((len(texts), 1))).reads(" ")
+            False
+        """
+        return bool(text.strip()) and (self._cut is None or bool(self._cut(text)))
 
     def nearest(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """For each text the number of the nearest item (the lowest of equals) and its cosine, the best of all pairs of chunks."""
@@ -92,8 +102,9 @@ class Matcher:
         """Vectors of all chunks, (chunks, d) float32, and where each text's begin, (texts + 1,)."""
         if isinstance(texts, str) or not len(texts) or not all(text.strip() for text in texts):
             raise InputError("There is no text to match, or an empty one.", "Leave empty samples out; measure_alignment counts them.")
-        cut = getattr(self.embedder, "chunks", None)
-        parts = [cut(text) if cut is not None else [text] for text in texts]
+        parts = [self._cut(text) if self._cut is not None else [text] for text in texts]
+        if not all(parts):  # it would be given the cosine of the text behind it
+            raise InputError(f"The embedder reads nothing in {texts[[bool(part) for part in parts].index(False)]!r}.", "Leave it out.")
         starts = np.cumsum([0, *(len(part) for part in parts)])
         vectors = np.asarray(self.embedder([chunk for part in parts for chunk in part]), np.float32)
         if vectors.ndim != 2 or len(vectors) != starts[-1] or not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
