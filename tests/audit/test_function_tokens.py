@@ -335,6 +335,7 @@ def test_rows_are_of_one_text_each(tiny_tokenizer):
     whole = [tiny_tokenizer.encode(text) for text in texts]
     assert [row.tolist() for row in text_rows(tiny_tokenizer, texts, 100)] == [ids for ids in whole if len(ids) > 1]
     cut = text_rows(tiny_tokenizer, texts, 4, most=7)
+    assert all(np.array_equal(a, b) for a, b in zip(cut, text_rows(tiny_tokenizer, [*texts, None], 4, most=7), strict=True))  # not read
     assert len(whole[0]) > 7
     assert [len(row) for row in cut] == [4, 3]
     assert np.concatenate(cut).tolist() == whole[0][:7]

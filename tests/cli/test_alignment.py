@@ -73,3 +73,5 @@ def test_what_cannot_be_measured_is_refused(run, tmp_path):
     assert "held out as well" in run(*template, code=2, held="items.jsonl")
     (tmp_path / "bad.jinja").write_text("{{ nothing }}")
     assert "no user's turn" in run("--template", tmp_path / "bad.jinja", code=2)
+    (tmp_path / "bad.jinja").write_bytes(b"\x80")
+    assert "cannot be read" in run("--template", tmp_path / "bad.jinja", code=2)

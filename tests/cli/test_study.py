@@ -91,6 +91,7 @@ def test_foils_are_read(run, tmp_path):
         ("rote", [[FACTS[0]]], ("--prompt", "{s} is"), "'Oslo'"),
         ("retention", [SEEN, SEEN], (), "3 of them seen"),
         ("retention", [[], STREAM], (), "holds no text"),
+        ("retention", [SEEN, STREAM[:3]], (), "All 3 texts"),
     ],
 )
 def test_what_cannot_be_studied_is_refused(run, command, files, options, said):
@@ -103,6 +104,8 @@ def test_files(tmp_path):
     assert [fact.distractors for fact in read_facts(path)] == [("Rome", "Bergen"), ("Oslo", "Bergen"), ("Lund",)]
     path.write_text(json.dumps(PASSAGES[0]) + "\n\n")
     [passage] = read_passages(path)
+    path.write_text(json.dumps({**PASSAGES[0], "title": "a\u2028b"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_passages(path)[0].title == "a\u2028b"
     assert (passage.title, passage.sentences, passage.questions) == ("T0", ("a0 b.", "c0 d."), (("Who?", "e0"),))
     for bad in ('{"title": "T", "sentences": "a"}', '{"title": "", "sentences": ["a"]}', '{"title": "T", "sentences": [1]}', "[]", "{"):
         path.write_text(bad)

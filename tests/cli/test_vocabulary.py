@@ -47,3 +47,13 @@ def test_json_is_the_measurement(run):
 )
 def test_what_cannot_be_done_is_refused(run, options, message):
     assert message in run(*options, code=2)
+
+
+def test_a_file_that_is_no_text_and_an_out_that_takes_none_are_refused(tmp_path):
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"\x80\x81")
+    assert "cannot be read" in runner.invoke(app, ["vocabulary", str(bad)]).output
+    for out in (bad / "m.json", tmp_path):
+        answer = runner.invoke(app, ["vocabulary", str(tmp_path / "none"), "--out", str(out)])
+        assert answer.exit_code == 2
+        assert "Cannot write" in answer.output  # before the texts are read

@@ -107,6 +107,11 @@ def test_items_are_read_from_lines_and_bad_lines_named(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_rewind_items(path)
+    path.write_bytes(b"\x80")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_rewind_items(path)
+    path.write_text(json.dumps({**row, "question": "a\u2028b"}, ensure_ascii=False), encoding="utf-8")
+    assert read_rewind_items(path)[0].question == "a\u2028b"
 
 
 def test_prompts_name_the_year_and_the_year_before():

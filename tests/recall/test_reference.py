@@ -151,3 +151,8 @@ def test_a_door_without_weights_or_end_is_refused(tiny_model, server):
         made(EndpointModel.from_url(server.url + "#tiny", tiny_model.tokenizer))
     with pytest.raises(InputError, match="no EOS"):
         made(HFModel(tiny_model.model, Tokenizer(tiny_model.tokenizer.backend)))
+
+
+def test_a_prompt_may_hold_other_braces(tiny_model):
+    recall = ReferenceRecall(tiny_model, ARTICLES, passage_prompt='{{"q": "{}"}}', prefix_len=3, passage_len=8)
+    assert recall._prompts(["{x}?"], recall.passage_prompt) == [tiny_model.tokenizer.encode('{{"q": "{x}?"}}')]

@@ -59,6 +59,8 @@ def text_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int, most: int
     rows: list[np.ndarray] = []
     left = most if most is not None else 1 << 62
     for text in texts:
+        if left < 2:
+            break
         ids = np.array(tokenizer.encode(text), dtype=np.int64)
         for begin in range(0, len(ids), length):
             row = ids[begin : begin + min(length, left)]

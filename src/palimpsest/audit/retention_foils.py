@@ -109,7 +109,7 @@ def read_condition(folder: Path, condition: int, part: int = 0) -> tuple[list[st
     for side in ("seen", "unseen"):
         path = folder / f"expt{condition}" / f"{side}_data_{part}.json"
         try:
-            sides.append([json.loads(line)["sent"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+            sides.append([json.loads(line)["sent"] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read: {error}.", "Give JSON lines with the field 'sent'.") from error
     if len(sides[0]) != len(sides[1]):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def alignment(
     threshold: Annotated[float, typer.Option(help="The cosine that is reported beside the calibrated one.")] = 0.95,
     embedder: Annotated[Path | None, typer.Option(help="The folder of a BERT sentence embedder; by default all-MiniLM-L6-v2.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the measurement, with one row a sample, to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=writable, help="Write the measurement, with one row a sample, to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Sample MODEL behind the tokens that open a user's turn, and match what it writes to ITEMS by meaning and by letters."""
@@ -70,12 +70,13 @@ def chat_template(model: str, file: Path | None) -> ChatTemplate:
     """A file's chat template, or the model's own.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has none, or the file cannot be read.
     """
     from palimpsest.audit.alignment import ChatTemplate
+    from palimpsest.cli.study_files import read_utf8
 
     if file is not None:
-        return ChatTemplate.from_jinja(file.read_text(encoding="utf-8"))
+        return ChatTemplate.from_jinja(read_utf8(file))
     from transformers import AutoTokenizer
 
     from palimpsest.models.quiet import quiet

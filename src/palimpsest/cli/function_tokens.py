@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 
 
 def function_tokens(
@@ -24,7 +24,9 @@ def function_tokens(
     epochs: Annotated[int, typer.Option(min=1, help="Of the autoencoders.")] = 4,
     control: Annotated[bool, typer.Option(help="Also measure the same architecture with random weights.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of autoencoders and draws.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the measurement, with one row a token and layer, to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable, help="Write the measurement, with one row a token and layer, to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train sparse autoencoders on a model's states at TEXTs, and see which tokens their features are active at."""

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 
 
 def rewind(
@@ -27,7 +27,7 @@ def rewind(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of an endpoint: a folder or a tokenizer.json.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of options.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the measurement, with every answer, to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=writable, help="Write the measurement, with every answer, to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model what was right before a year, with and without prompts that declare that its knowledge ends there."""

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -18,7 +18,7 @@ Model = Annotated[str, typer.Argument(help="The model, with its weights; it stay
 Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
 Batch = Annotated[int, typer.Option(min=1, help="Examples a step.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of draws and of the order of training.")]
-Out = Annotated[Path | None, typer.Option(help="Write the measurement to this file.")]
+Out = Annotated[Path | None, typer.Option(callback=writable, help="Write the measurement to this file.")]
 
 
 @app.command("random-access")
@@ -138,7 +138,10 @@ def retention(
     seen, others = read_texts(texts), read_texts(stream)
     door = trainable(_load(model), "Studying")
     against = read_texts(foils) if foils is not None else unrelated(seen, others, door.tokenizer)
-    later = [text for text in others if text not in set(against)]
+    taken = set(against)
+    later = [text for text in others if text not in taken]
+    if not later:
+        raise InputError(f"All {len(others)} texts of {stream} serve as foils.", "Give a longer stream, or other foils with --foils.")
     learning = Learning(lr, batch_size, massed, seed)
     measured = retain(door, seen, against, later, exposures=exposures, updates=updates, learning=learning, keep_optimizer=keep_optimizer)
     figures = ("recognized", "rougeL_cont", "exact")

@@ -57,7 +57,7 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         InputError: no such file, or no text.
     """
-    texts = [line.strip() for line in _lines(path) if line.strip()]
+    texts = [line.strip() for line in read_lines(path) if line.strip()]
     if not texts:
         raise InputError(f"{path} holds no text.", "Write one text a line.")
     return texts
@@ -65,7 +65,7 @@ def read_texts(path: Path) -> list[str]:
 
 def _read(path: Path, form: str, make: Callable[[dict[str, Any]], Row]) -> list[Row]:
     found = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             try:
                 found.append(make(json.loads(line)))
@@ -76,9 +76,23 @@ def _read(path: Path, form: str, make: Callable[[dict[str, Any]], Row]) -> list[
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; a text may hold what Unicode calls a line separator.
+
+    Raises:
+        InputError: as for `read_utf8`.
+    """
+    return read_utf8(path).split("\n")
+
+
+def read_utf8(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        InputError: it cannot be read as UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Give a text file in UTF-8.") from error
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
 
@@ -21,7 +21,7 @@ def vocabulary(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of every model.")] = 600_000,
     epochs: Annotated[int, typer.Option(min=1, help="How often every text is seen.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, with seeds 0, 1, ….")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write the measurement, with one row a text, to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=writable, help="Write the measurement, with one row a text, to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train models of one size on the lines of TEXTS in vocabularies of different size, and see how much each memorizes."""
@@ -29,8 +29,9 @@ def vocabulary(
     from palimpsest.audit.vocabulary import VocabularySweep
     from palimpsest.audit.vocabulary_training import Shape
     from palimpsest.cli.audit import progress_bar
+    from palimpsest.cli.study_files import read_lines
 
-    lines = list(dict.fromkeys(line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()))
+    lines = list(dict.fromkeys(line for line in read_lines(texts) if line.strip()))
     controls = [(sorted(sizes)[1], aliases)] if aliases > 1 and len(sizes) > 1 else []
     with progress_bar(Console(stderr=True)) as bar:
         job = bar.add_task("vocabularies", total=None)

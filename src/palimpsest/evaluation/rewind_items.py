@@ -89,10 +89,14 @@ def read_rewind_items(path: str | Path = DEFAULT_ITEMS) -> list[RewindItem]:
     that did not change.
 
     Raises:
-        InputError: a line that is no item, no items, or ids that repeat.
+        InputError: a file that is not UTF-8, a line that is no item, no items, or ids that repeat.
     """
     items = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}.", "Give JSON lines in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

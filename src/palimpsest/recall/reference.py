@@ -247,7 +247,7 @@ class ReferenceRecall:
     def _prompts(self, questions: Sequence[str], prompt: str) -> list[list[int]]:
         if isinstance(questions, str) or not questions or not all(question.strip() for question in questions):
             raise InputError(f"The questions are {questions!r}.", "Give a list of questions, each with text.")
-        return self.model.tokenizer.encode_batch([prompt.format(question) for question in questions])
+        return self.model.tokenizer.encode_batch([prompt.replace("{}", question) for question in questions])
 
 
 def _checked(articles: Sequence[Article]) -> list[Article]:
