@@ -39,6 +39,10 @@ def test_json_is_the_measurement(run):
     found = Measurement.from_json(run("--task", "membership", "--seeds", 2, "--json").splitlines()[-1])
     assert found.summary["figure"] == "auc"
     assert found.table["seed"].unique().sort().to_list() == [0, 1]
+    alone = Measurement.from_json(run("--task", "membership", "--json").splitlines()[-1])
+    for both, one in zip(found.summary["arms"], alone.summary["arms"], strict=True):
+        assert both["auc"]["low"] <= both["auc"]["estimate"] <= both["auc"]["high"]
+        assert both["auc"]["high"] - both["auc"]["low"] > 0.5 * (one["auc"]["high"] - one["auc"]["low"]) > 0  # a text twice is one text
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,10 @@ def measure_alignment(
 
     Returns:
         One row a sample that is not empty, which the embedder reads: text, nearest, nearest_text, cosine, edit, indel, semantic (cosine
-        at least the calibrated threshold), semantic_paper (at least `threshold`), string (edit at least 0.9), swapped (string, and
-        differs in numbers alone). The summary holds the counts and rates of each, the share of the items that they cover, the undercount semantic / string for both
-        thresholds (null without a string match), the thresholds, the empty samples, and the cosines of samples and held-out items.
+        at least the calibrated threshold), semantic_paper (at least `threshold`), string (edit at least 0.9), swapped (string, and differs
+        in numbers alone). The summary holds the counts and rates of each, the share of the items that they cover, the undercount
+        semantic / string for both thresholds (null without a string match), the thresholds, the empty samples, and the cosines of samples
+        and held-out items.
 
     Raises:
         InputError: empty or missing items or held-out texts, an item that is held out, n < 1, a threshold that is no cosine, or only empty

@@ -35,7 +35,7 @@ from palimpsest.errors import InputError
 from palimpsest.files import sha256_json
 from palimpsest.measurement import Curve, Measurement, Series, environment, plain
 from palimpsest.models.hf import HFModel
-from palimpsest.stats import auc, auc_interval, clustered_interval, rate_interval, roc_curve, spearman
+from palimpsest.stats import auc_interval, clustered_interval, rate_interval, roc_curve, spearman
 from palimpsest.tokenizer import Tokenizer
 from palimpsest.training.examples import Example, ExampleBatches
 
@@ -252,17 +252,16 @@ def _accuracy(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _membership(rows: pl.DataFrame) -> dict[str, Any]:
-    """AUC and the best threshold's accuracy, means over the seeds; the interval is that of all seeds' losses together."""
+    """AUC with the ends of its interval and the best threshold's accuracy, means over the seeds, which share their texts."""
     areas, best = [], []
     for _, part in rows.group_by("seed", maintain_order=True):
         inside, outside = _sides(part)
-        areas.append(auc(inside, outside))
+        areas.append(auc_interval(inside, outside))
         curve = roc_curve(inside, outside)
         best.append(float(np.max(curve.tpr + 1 - curve.fpr) / 2))
     inside, outside = _sides(rows)
-    pooled = auc_interval(inside, outside)
     return {
-        "auc": {"estimate": float(np.mean(areas)), "low": pooled.low, "high": pooled.high},
+        "auc": dict(zip(("estimate", "low", "high"), np.mean(areas, axis=0).tolist(), strict=True)),
         "best_accuracy": float(np.mean(best)),
         "loss_members": float(-inside.mean()),
         "loss_others": float(-outside.mean()),
