@@ -55,3 +55,11 @@ def test_what_cannot_be_done_is_refused(run, tmp_path):
     assert "holds no memories" in run("read", "any", tmp_path, code=2)
     assert "newton" in run("measure", "any", tmp_path / "texts.jsonl", "--length", 1, "--optimizer", "newton", code=2)
     assert "greatest length" in run("measure", "any", tmp_path / "texts.jsonl", "--length", 99, code=2)
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_work(run, tmp_path, monkeypatch):
+    def load(spec):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("palimpsest.models.load_model", load)
+    assert "Cannot write" in run("write", "any", tmp_path / "texts.jsonl", "--out", tmp_path / "texts.jsonl", code=2)

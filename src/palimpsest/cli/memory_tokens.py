@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.cli.options import Json
+from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,6 +45,7 @@ def write(
     from palimpsest.latent import MemoryTokens
     from palimpsest.models import load_model
 
+    writable(out / "memories.json")
     names, contents = _read(texts)
     with progress_bar(Console(stderr=True)) as bar:
         job = bar.add_task("writing", total=None)
