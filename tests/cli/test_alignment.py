@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from palimpsest.cli import app
+from palimpsest.cli.alignment import chat_template
 from palimpsest.measurement import Measurement
 from palimpsest.models import minilm
 from palimpsest.models.quiet import quiet
@@ -75,3 +76,10 @@ def test_what_cannot_be_measured_is_refused(run, tmp_path):
     assert "no user's turn" in run("--template", tmp_path / "bad.jinja", code=2)
     (tmp_path / "bad.jinja").write_bytes(b"\x80")
     assert "cannot be read" in run("--template", tmp_path / "bad.jinja", code=2)
+
+
+def test_a_gguf_files_template_is_that_of_the_converted_model(run, tmp_path, monkeypatch):
+    (tmp_path / "model" / "chat_template.jinja").write_text(CHAT)
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("palimpsest.models.gguf.gguf_folder", lambda path: {"some.gguf": tmp_path / "model"}[path.name])
+    assert chat_template(str(tmp_path / "some.gguf"), None).prefix == "the user: "

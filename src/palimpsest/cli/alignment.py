@@ -79,10 +79,13 @@ def chat_template(model: str, file: Path | None) -> ChatTemplate:
         return ChatTemplate.from_jinja(read_utf8(file))
     from transformers import AutoTokenizer
 
+    from palimpsest.models.gguf import gguf_folder
     from palimpsest.models.quiet import quiet
     from palimpsest.models.registry import KNOWN, fetch
 
     place: str | os.PathLike[str] = fetch(model) if model in KNOWN and not Path(model).exists() else model
+    if Path(model).suffix.lower() == ".gguf" and Path(model).is_file():
+        place = gguf_folder(Path(model))  # where it was converted to when it was loaded
     with quiet():
         try:
             found = AutoTokenizer.from_pretrained(place, local_files_only=True).chat_template
