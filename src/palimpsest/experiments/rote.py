@@ -70,10 +70,10 @@ class Config:
     lr: float = 3e-3
     weight_decay: float = 0.1
     drawn: bool = True
-    rote_lr: float = 5e-4
+    rote_lr: float = 2e-3
     rote_batch: int = 10
     rote: tuple[int, ...] = (5, 20, 60)
-    phase_2: int = 10
+    phase_2: int = 8
     shape: Shape = field(default_factory=lambda: Shape(128))
 
 
@@ -259,8 +259,10 @@ NOTES = (
     "A name is one token. The studied wording and the others are known of the first 300 people: what is new is the subjects.",
     "Tried on seed 100, at a rate of 1e-3 and with 5 epochs of phase 2. Each fact read in all ten wordings: held-out facts 0.06 to 0.44 "
     "with the studied wording, 0.01 to 0.20 with others. Each read in four of them, with more decay: 0.96 and 0.58, but then phase 1 alone "
-    "gives 0.26 and 0.25, and exchanged objects 0.18 and 0.26, more than is allowed. The lower rate and the longer phase 2 that stand here "
-    "follow from these figures; they themselves were not tried on seed 100.",
+    "gives 0.26 and 0.25, and exchanged objects 0.18 and 0.26, more than is allowed. Then the laboratory of "
+    "today, on seed 100, 60 epochs of phase 1 (held-out facts with the studied wording and with others): 0.16 and 0.05 at a rate of 5e-4, "
+    "0.54 and 0.13 at 1e-3, 0.52 and 0.05 at 1.5e-3, 0.92 and 0.27 at 2e-3 with 5 epochs of phase 2, 0.96 and 0.30 with 8, 0.80 and 0.32 "
+    "at 3e-3, 0.68 and 0.19 at 4e-3; phase 1 alone at most 0.06; of the known facts 0.02 to 0.32 are left.",
     "Phase 1 asks for all tokens of 's [X] o', phase 2 for the object alone; the learning rate falls linearly in both.",
 )
 
