@@ -35,11 +35,9 @@ def test_the_novels_give_texts_that_are_all_different():
     assert check.novels(4)[0][1] != pairs[1]
 
 
-def test_the_papers_files_give_all_conditions(monkeypatch):
-    folder = os.environ.get("PALIMPSEST_DATA", "")
-    if not (Path(folder) / "llm-memory-recall").is_dir():
-        pytest.skip("the paper's files are not here")
-    monkeypatch.setenv("PALIMPSEST_DATA", folder)
+def test_the_papers_files_give_all_conditions():
+    if not (Path(os.environ.get("PALIMPSEST_DATA", "")) / "llm-memory-recall").is_dir():
+        pytest.skip("PALIMPSEST_DATA does not say where the paper's files are")
     pairs, stream = check.papers(1)
     assert sorted(pairs) == [1, 2, 3, 4, 5, 6]
     used = {text for sides in pairs.values() for side in sides for text in side}
