@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from palimpsest.cli.measured import kept
 from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
@@ -47,12 +48,8 @@ def alignment(
             door, chat, known, unseen, embed, n=samples, threshold=threshold, max_new_tokens=tokens, seed=seed,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
         )  # fmt: skip
-    if out is not None:
-        measured.save(out)
-    if as_json:
-        typer.echo(measured.to_json())
-        return
-    show(Console(), measured.summary)
+    if not kept(measured, out, as_json=as_json):
+        show(Console(), measured.summary)
 
 
 def read_items(path: Path) -> list[str]:

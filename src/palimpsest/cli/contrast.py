@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from palimpsest.cli.measured import columns
 from palimpsest.cli.options import Json
 from palimpsest.errors import InputError
 
@@ -82,31 +82,23 @@ def show(console: Console, name: str, summary: dict[str, Any]) -> None:
     if not summary["comparable"]:
         console.print(summary["reason"], highlight=False)
         return
-    table = _columns("factor", "memorized", "rest", "Cliff's δ", "adjusted p", "δ at equal length")
+    table = columns("factor", "memorized", "rest", "Cliff's δ", "adjusted p", "δ at equal length")
     for row in summary["tests"]:
         if row["scope"] == "all" and row["factor"] in (*_FACTORS, *_CONFIDENCE):
             again = "–" if row["matched_delta"] is None else f"{row['matched_delta']:+.2f}"
             means = (number(row["memorized"]), number(row["rest"]))
             table.add_row(row["factor"].replace("_", " "), *means, f"{row['delta']:+.2f}", f"{row['adjusted']:.2g}", again)
     console.print(table)
-    table = _columns("hidden state at", "layer", "probe's AUC", "shuffled", "silhouette")
+    table = columns("hidden state at", "layer", "probe's AUC", "shuffled", "silhouette")
     for row in summary["layers"]:
         if row["scope"] == "all":
             figures = [f"{row[figure]:.2f}" for figure in ("auc", "shuffled_auc", "silhouette")]
             table.add_row("last prompt token" if row["place"] == "prompt" else "answer", str(row["layer"]), *figures)
     console.print(table)
     if summary["concepts"]:
-        table = _columns("cosine between contexts, layer", "memorized", "rest", "Cliff's δ", "p")
+        table = columns("cosine between contexts, layer", "memorized", "rest", "Cliff's δ", "p")
         for row in summary["concepts"]:
             means = (f"{row['memorized']:.3f}", f"{row['rest']:.3f}")
             table.add_row(str(row["layer"]), *means, f"{row['delta']:+.2f}", f"{row['p']:.2g}")
         console.print(table)
     console.print("Confidence differs by definition: a greedy answer is the likeliest one. See the margins in --json.", style="dim")
-
-
-def _columns(first: str, *others: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table

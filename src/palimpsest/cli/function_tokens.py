@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from palimpsest.cli.measured import columns, kept
 from palimpsest.cli.options import Json, writable
 
 
@@ -48,12 +48,8 @@ def function_tokens(
             sae=SAEConfig(expansion, active, epochs), control=control, seed=seed,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
         )  # fmt: skip
-    if out is not None:
-        measured.save(out)
-    if as_json:
-        typer.echo(measured.to_json())
-        return
-    show(Console(), measured.summary)
+    if not kept(measured, out, as_json=as_json):
+        show(Console(), measured.summary)
 
 
 def show(console: Console, summary: dict[str, Any]) -> None:
@@ -65,7 +61,7 @@ def show(console: Console, summary: dict[str, Any]) -> None:
         f"{summary['function_tokens']:,} function tokens make up {percent(summary['function_share'])} of all: {frequent} …",
         highlight=False, markup=False,
     )  # fmt: skip
-    table = _columns("model, layer", "features", "explained", "C(10)", "C(100)", "10 by lot", "function / content")
+    table = columns("model, layer", "features", "explained", "C(10)", "C(100)", "10 by lot", "function / content")
     for row in summary["layers"]:
         lot = "–" if row["coverage_random_10"] is None else percent(row["coverage_random_10"])
         ratio = row["control"]
@@ -75,17 +71,9 @@ def show(console: Console, summary: dict[str, Any]) -> None:
             f"{ratio['estimate']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
         )  # fmt: skip
     console.print(table)
-    table = _columns("loss", "nat a token", "share of tokens", "share of loss")
+    table = columns("loss", "nat a token", "share of tokens", "share of loss")
     for row in summary["losses"]:
         mean = "–" if row["loss"] is None else f"{row['loss']:.2f}"
         table.add_row(row["cell"], mean, percent(row["share"]), percent(row["loss_share"]))
     console.print(table)
     console.print("function / content: features at equally many occurrences; above 1 there is more to it than frequency.", style="dim")
-
-
-def _columns(first: str, *others: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from palimpsest.cli.measured import kept
 from palimpsest.cli.options import Json, writable
 
 
@@ -55,12 +56,8 @@ def rewind(
             door, chosen, wordings, this_year=this_year or datetime.now(UTC).year, embedder=compare, max_new_tokens=max_new_tokens,
             seed=seed, progress=lambda done, total: bar.update(job, completed=done, total=total),
         )  # fmt: skip
-    if out is not None:
-        measured.save(out)
-    if as_json:
-        typer.echo(measured.to_json())
-        return
-    show(Console(), measured.summary)
+    if not kept(measured, out, as_json=as_json):
+        show(Console(), measured.summary)
 
 
 def show(console: Console, summary: dict[str, Any]) -> None:

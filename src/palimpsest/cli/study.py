@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from palimpsest.cli.measured import kept
 from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
@@ -56,7 +57,7 @@ def random_access(
         job = bar.add_task("studying", total=steps)
         study(student, data, config, progress=lambda done, total: bar.update(job, completed=done))
     measured = measure(student, trial.evaluation)
-    if not _kept(measured, out, as_json):
+    if not kept(measured, out, as_json=as_json):
         rows = [("all", measured.summary["all"]), *measured.summary["by_place"].items()]
         _show(("place", "exact", "begins right", "another's id", "malformed"), [
             (place, *(_interval(row[name]) for name in ("exact", "prefix", "control_exact", "malformed"))) for place, row in rows
@@ -102,7 +103,7 @@ def rote(
         status.update("asking …")
         measured = learner.measure(order[cut:], kinds | {"key": [f"{{s}} {learner.key}"]})
     measured.summary["memorized"] = recalled
-    if not _kept(measured, out, as_json):
+    if not kept(measured, out, as_json=as_json):
         _show(("prompts", "chosen", "another's prompt", "written", "probability"), [
             (kind, *(_interval(row[name]) for name in ("chosen", "control", "written", "probability")))
             for kind, row in measured.summary["kinds"].items()
@@ -145,7 +146,7 @@ def retention(
     learning = Learning(lr, batch_size, massed, seed)
     measured = retain(door, seen, against, later, exposures=exposures, updates=updates, learning=learning, keep_optimizer=keep_optimizer)
     figures = ("recognized", "rougeL_cont", "exact")
-    if not _kept(measured, out, as_json):
+    if not kept(measured, out, as_json=as_json):
         _show(("after", "exposures", "updates", "recognised", "recalled (ROUGE-L)", "exact"), [
             (row["phase"], str(row["exposures"]), f"{row['updates']:,}", *(_interval(row[name]) for name in figures))
             for row in measured.summary["asked"]
@@ -156,15 +157,6 @@ def _load(name: str) -> Any:
     from palimpsest.models import load_model
 
     return load_model(name)
-
-
-def _kept(measured: Any, out: Path | None, as_json: bool) -> bool:
-    """Writes the measurement where it is wanted, and prints it when JSON is."""
-    if out is not None:
-        measured.save(out)
-    if as_json:
-        typer.echo(measured.to_json())
-    return as_json
 
 
 def _interval(value: dict[str, float] | None) -> str:

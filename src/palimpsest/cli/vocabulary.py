@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from palimpsest.cli.measured import kept
 from palimpsest.cli.options import Json, writable
 from palimpsest.errors import InputError
 
@@ -40,12 +41,8 @@ def vocabulary(
             progress=lambda words: bar.update(job, description=words),
         )  # fmt: skip
         measured = sweep.run(task, range(seeds))
-    if out is not None:
-        measured.save(out)
-    if as_json:
-        typer.echo(measured.to_json())
-        return
-    show(Console(), measured.summary)
+    if not kept(measured, out, as_json=as_json):
+        show(Console(), measured.summary)
 
 
 def parse_merges(text: str) -> tuple[int, ...]:
