@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -243,19 +244,8 @@ class HFModel(LanguageModel):
         return logits.reshape(-1, logits.shape[-1])[chosen]
 
     def _picked_logits(self, fed: Sequence[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
-        caller = threading.get_ident()
-
-        def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-            if threading.get_ident() != caller:  # another thread is using the same model
-                return None
-            hidden = args[0]
-            return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
-        try:
+        with picking(self.model, chosen):
             return self._forward(fed).logits[0]
-        finally:
-            hook.remove()
 
     @cached_property
     def _head_is_positionwise(self) -> bool:
@@ -272,6 +262,24 @@ class HFModel(LanguageModel):
             return False  # this model's head is not fed hidden states of shape (batch, time, hidden)
         tolerance = 1e-4 if full.dtype == next(self.model.parameters()).dtype else 5e-2
         return picked.shape == full.shape and torch.allclose(picked, full, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@contextmanager
+def picking(model: PreTrainedModel, chosen: torch.Tensor) -> Iterator[None]:
+    """The head of `model` is applied to the flat positions `chosen` alone, for this thread; logits are then (1, chosen, vocabulary)."""
+    caller = threading.get_ident()
+
+    def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if threading.get_ident() != caller:  # another thread is using the same model
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _scalings(config: Any) -> set[str]:

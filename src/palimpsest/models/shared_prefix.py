@@ -10,9 +10,7 @@ forget, sliding windows), whole rows are scored.
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ import torch
 from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import LanguageModel, Progress
 from palimpsest.models.batching import batches_by_length, check_rows, pad
-from palimpsest.models.hf import HFModel
+from palimpsest.models.hf import HFModel, picking
 from palimpsest.models.score_cache import ScoreCache
 
 Rows = Sequence[Sequence[int] | np.ndarray]
@@ -158,7 +156,7 @@ def _choices_behind_cache(model: HFModel, rows: Sequence[np.ndarray], tokens: np
     if not model._head_is_positionwise or not common or len(rows) < 2:
         return None
     fed = np.concatenate([[model.tokenizer.bos_id] if model.prepends_bos else [], rows[0][:common]]).astype(np.int64)
-    with _picking(model, torch.tensor([len(fed) - 1], device=model.device)):
+    with picking(model.model, torch.tensor([len(fed) - 1], device=model.device)):
         first = model.model(input_ids=torch.from_numpy(fed[None]).to(model.device), use_cache=True, return_dict=True)
     cache: Any = getattr(first, "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
@@ -183,7 +181,7 @@ def _continued(model: HFModel, cache: Any, seen: int, rows: Sequence[np.ndarray]
     whole = torch.cat([torch.ones(len(rows), seen, dtype=mask.dtype, device=mask.device), mask], dim=1)
     width = mask.shape[1]
     ends = torch.tensor([number * width + len(row) - 1 for number, row in enumerate(rows)], device=model.device)
-    with _picking(model, ends if last else mask.flatten().nonzero()[:, 0]):
+    with picking(model.model, ends if last else mask.flatten().nonzero()[:, 0]):
         logits: torch.Tensor = model.model(
             input_ids=tokens, attention_mask=whole, position_ids=positions + seen, past_key_values=kept, use_cache=True, return_dict=True
         ).logits[0]
@@ -204,7 +202,7 @@ def _behind_cache(model: HFModel, head: np.ndarray, rows: Sequence[np.ndarray]) 
     fed = np.concatenate([[model.tokenizer.bos_id] if model.prepends_bos else [], head, rows[0][:common]]).astype(np.int64)
     ids = torch.from_numpy(fed[None]).to(model.device)
     scored = np.arange(len(fed) - common - 1, len(fed))  # from the last token of the prefix on: they tell what begins every continuation
-    with _picking(model, torch.from_numpy(scored).to(model.device)):
+    with picking(model.model, torch.from_numpy(scored).to(model.device)):
         first = model.model(input_ids=ids, use_cache=True, return_dict=True)
     cache: Any = getattr(first, "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
@@ -230,24 +228,6 @@ def _common(rows: Sequence[np.ndarray]) -> int:
     block = np.stack([row[:shortest] for row in rows])
     differs = np.flatnonzero((block != block[0]).any(axis=0))
     return int(differs[0]) if len(differs) else shortest
-
-
-@contextmanager
-def _picking(model: HFModel, chosen: torch.Tensor) -> Iterator[None]:
-    """The head is applied to the flat positions `chosen` alone; logits are then (1, chosen, vocabulary)."""
-    caller = threading.get_ident()
-
-    def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if threading.get_ident() != caller:  # another thread is using the same model
-            return None
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[chosen].unsqueeze(0), *args[1:])
-
-    hook = model.model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _logprobs(model: HFModel, logits: torch.Tensor, targets: np.ndarray) -> np.ndarray:
