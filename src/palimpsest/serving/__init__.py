@@ -1,0 +1,1 @@
+"""Serving: attention over shared prefixes, speculative decoding, schedulers, and the HTTP server."""
