@@ -128,3 +128,15 @@ class EditFailedError(PalimpsestError):
 
 class WeightsMissingError(PalimpsestError):
     """A version whose weights are gone or damaged was asked for."""
+
+
+class UnsupportedModelError(CapabilityError):
+    """A model whose attention or cache a context method cannot be put into."""
+
+
+class AlreadyAttachedError(PalimpsestError, RuntimeError):
+    """A context method was put on a model that has one."""
+
+
+class CannotRollbackError(PalimpsestError, RuntimeError):
+    """Tokens were to be taken back from a cache that has since given up others, or counted what they attended to."""

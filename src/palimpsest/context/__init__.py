@@ -1,1 +1,22 @@
 """Longer, cheaper, fairer context for models as they are: cache methods, position encodings, order-free prompts."""
+
+from palimpsest.context.attach import ContextMethod, LayerInfo, Session, attach
+from palimpsest.context.compose import compose
+from palimpsest.context.layers import PositionedLayer
+from palimpsest.context.prefill import Prefilled, prefill
+from palimpsest.context.rotary import RotaryMap, abf
+from palimpsest.context.scoring import attention_stats
+
+__all__ = [
+    "ContextMethod",
+    "LayerInfo",
+    "PositionedLayer",
+    "Prefilled",
+    "RotaryMap",
+    "Session",
+    "abf",
+    "attach",
+    "attention_stats",
+    "compose",
+    "prefill",
+]
