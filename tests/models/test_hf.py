@@ -149,6 +149,29 @@ def test_continuations_do_not_depend_on_the_batch(architecture_model, rows, opti
             np.testing.assert_array_equal(a, b)
 
 
+def test_continuations_of_one_prefix_share_its_reading(architecture_model, rows):
+    """Alone a prefix is read by `generate` itself; three continuations read it once, and the first of them is the same text."""
+    prefixes = [row[:30] for row in rows[:3]]
+    options = {"temperature": 0.9, "top_k": 20, "seed": 5}
+    alone = architecture_model.generate(prefixes, 6, n=1, **options)
+    read = []
+    base = architecture_model.model.base_model
+
+    def note(_, args, kwargs):
+        read.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
+
+    hook = base.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        together = architecture_model.generate(prefixes, 6, n=3, **options)
+    finally:
+        hook.remove()
+    assert read[0][0] == len(prefixes), "a prefix was read more than once"
+    assert read[1] == (3 * len(prefixes), 1)
+    for one, three in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one[0], three[0])
+    assert any(not np.array_equal(three[0], three[1]) for three in together)
+
+
 def test_a_model_without_position_ids_is_not_padded(tiny_tokenizer, rows):
     """Bloom's positions come from its mask and cannot be given: rows of different length do not share a batch."""
     from transformers import BloomConfig, BloomForCausalLM

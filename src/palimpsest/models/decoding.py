@@ -2,7 +2,8 @@
 
 Sampling draws by inversion: the chain of logits processors ends in one that looks up a uniform number in the cumulative
 distribution and leaves a single admissible id. Each (prefix, continuation) owns a generator seeded with (seed, prefix,
-continuation), so a continuation does not depend on what else is in the batch.
+continuation), so a continuation does not depend on what else is in the batch. Several continuations of one prefix share its reading: its
+keys and values are computed once and repeated for the copies.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import Progress, Sampler
 from palimpsest.models.batching import batches_by_length, pad
+from palimpsest.models.growing_cache import growing
 from palimpsest.models.sampler_scores import warpers
 
 MAX_ROWS = 64  # more rows at once gain nothing on the hardware that we know
@@ -62,6 +64,8 @@ def continue_rows(
     batch_tokens: int,
     pads_left: bool,
     progress: Progress | None = None,
+    *,
+    keeps_keys: bool = False,
 ) -> list[list[np.ndarray]]:
     """For each row (BOS already in front) its `n` continuations, without the row and without what ends them.
 
@@ -70,9 +74,10 @@ def continue_rows(
         rows: prefixes.
         decoding: how to continue them.
         stop_ids: ids that end a continuation.
-        batch_tokens: the budget of one forward pass of scoring; a batch here may hold eight times as many tokens.
+        batch_tokens: the most tokens of rows and their continuations in one batch.
         pads_left: whether rows of different length may share a batch, padded on the left, masked and skipped by position ids.
         progress: called with (rows done, rows in all).
+        keeps_keys: whether the model can be given a cache, and what it keeps of a prefix is the same whatever follows.
 
     Raises:
         NonFiniteError: the model returned NaN, or the processors left nothing to choose from.
@@ -82,9 +87,9 @@ def continue_rows(
     units = [(row, copy) for row in range(len(rows)) for copy in range(copies)]
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     lengths = [(len(rows[row]) + decoding.max_new_tokens) * decoding.num_beams for row, _ in units]
-    for batch in batches_by_length(lengths, 8 * batch_tokens, max(1, MAX_ROWS // decoding.num_beams), equal=not pads_left):
+    for batch in batches_by_length(lengths, batch_tokens, max(1, MAX_ROWS // decoding.num_beams), equal=not pads_left):
         members = [units[index] for index in batch]
-        sequences = _generate_batch(model, [rows[row] for row, _ in members], members, decoding, stop_ids)
+        sequences = _generate_batch(model, [rows[row] for row, _ in members], members, decoding, stop_ids, keeps_keys)
         for unit, written in zip(members, sequences, strict=True):
             found[unit] = [until_stop(ids, stop_ids) for ids in written]
         if progress:
@@ -97,7 +102,12 @@ def continue_rows(
 
 
 def _generate_batch(
-    model: PreTrainedModel, rows: list[np.ndarray], units: list[tuple[int, int]], decoding: Decoding, stop_ids: Sequence[int]
+    model: PreTrainedModel,
+    rows: list[np.ndarray],
+    units: list[tuple[int, int]],
+    decoding: Decoding,
+    stop_ids: Sequence[int],
+    keeps_keys: bool,
 ) -> np.ndarray:
     """New ids (rows, continuations, time); `units` are (prefix number, continuation number) of the rows."""
     ids, mask, _ = pad(rows, "left", model.device)
@@ -121,10 +131,33 @@ def _generate_batch(
         bos_token_id=None,
     )
     generate: Any = model.generate
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     with _only(model, config), torch.inference_mode():
-        sequences = generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(chain))
+        if keeps_keys:
+            given["past_key_values"] = _cache(model, ids, mask, numbers, width + decoding.max_new_tokens)
+        sequences = generate(**given, generation_config=config, logits_processor=LogitsProcessorList(chain))
     new = sequences[:, width:].cpu().numpy()
     return new.reshape(len(rows), -1, new.shape[1])
+
+
+def _cache(model: Any, ids: torch.Tensor, mask: torch.Tensor, numbers: Sequence[int], capacity: int) -> Cache | None:
+    """A cache that grows in place; None where the model keeps other things than keys and values.
+
+    Where several rows continue one prefix (they stand side by side; `numbers` says which prefix a row is), it holds all tokens of theirs
+    but the last, each distinct prefix computed once.
+    """
+    firsts = [index for index, number in enumerate(numbers) if index == 0 or number != numbers[index - 1]]
+    if len(firsts) == len(numbers) or ids.shape[1] == 1:
+        return growing(DynamicCache(config=model.config), capacity)
+    seen = mask[firsts, :-1]
+    positions = (seen.cumsum(dim=-1) - 1).clamp_(min=0)
+    # the base model: no logits are needed yet
+    cache = model.base_model(input_ids=ids[firsts, :-1], attention_mask=seen, position_ids=positions, use_cache=True).past_key_values
+    copies = np.repeat(np.arange(len(firsts)), np.diff([*firsts, len(numbers)]))
+    if growing(cache, capacity) is None:
+        return None
+    cache.batch_select_indices(torch.from_numpy(copies).to(ids.device))
+    return cache
 
 
 @contextlib.contextmanager

@@ -191,9 +191,10 @@ class HFModel(LanguageModel):
                 [self._with_bos(row) for row in rows],
                 decoding,
                 self.stop_ids if stop_at_eos else [],
-                self.batch_tokens,
+                self.batch_tokens * (16 if self.device.type == "cpu" else 8),
                 "position_ids" in self._arguments,
                 progress,
+                keeps_keys=self._keeps_keys,
             )
 
     def hidden_states(self, batch_ids: Sequence[Sequence[int] | np.ndarray], layers: Sequence[int]) -> list[dict[int, np.ndarray]]:
@@ -213,6 +214,11 @@ class HFModel(LanguageModel):
                 for index, number in enumerate(batch):
                     out[number][layer] = values[index, skip : len(fed[index])].copy()
         return out
+
+    @property
+    def _keeps_keys(self) -> bool:
+        """Whether the model can be given a cache, and what it keeps of a prefix is the same whatever follows."""
+        return self.length_free and {"position_ids", "past_key_values"} <= self._arguments
 
     def _check(self, batch_ids: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
         return check_rows(batch_ids, self.vocab_size, self.context_length, int(self.prepends_bos))

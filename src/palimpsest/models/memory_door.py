@@ -165,7 +165,7 @@ class MemoryModel(LanguageModel):
             view.remembered = _Remembered(self.model, whole=self.remember == "text")
             decoding = replace(decoding, processors=(view.remembered, *decoding.processors))
         with quiet():
-            return continue_rows(view, rows, decoding, stops, BATCH_TOKENS, True, progress)
+            return continue_rows(view, rows, decoding, stops, 8 * BATCH_TOKENS, True, progress)
 
 
 class MemoryView(PreTrainedModel, GenerationMixin):
