@@ -166,7 +166,7 @@ class PositionedLayer(DynamicLayer):
         count = new["positions"].shape[2]
         if self.free is not None and count == 1:
             for name, buffer in self.slots.items():
-                place = _spread(self.free[..., None], buffer)
+                place = spread(self.free[..., None], buffer)
                 if name in new:
                     buffer.scatter_(2, place, new[name])
                 else:  # what the method noted of the entry that stood here
@@ -209,7 +209,7 @@ class PositionedLayer(DynamicLayer):
         kept = columns.shape[2]
         for name, buffer in self.slots.items():
             fresh = torch.empty((*buffer.shape[:2], kept + spare, *buffer.shape[3:]), dtype=buffer.dtype, device=buffer.device)
-            fresh[:, :, :kept] = buffer.gather(2, _spread(columns, buffer))
+            fresh[:, :, :kept] = buffer.gather(2, spread(columns, buffer))
             fresh[:, :, kept:] = self.fills[name]
             self.slots[name] = fresh
         if valid is not None:
@@ -294,7 +294,7 @@ class PositionedLayer(DynamicLayer):
         self.free = None if self.free is None else change(self.free)
 
 
-def _spread(columns: Tensor, like: Tensor) -> Tensor:
+def spread(columns: Tensor, like: Tensor) -> Tensor:
     """Columns (batch, kv_heads, n) as an index into the third axis of `like` (batch, kv_heads, columns, …)."""
     index = columns.reshape(*columns.shape, *[1] * (like.dim() - 3))
     return index.expand(*columns.shape, *like.shape[3:])

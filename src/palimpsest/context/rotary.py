@@ -34,7 +34,7 @@ class RotaryMap:
     """Which angle every pair of channels has at which position.
 
     Args:
-        inv_freq: frequencies w, shape (rotary_dim / 2,), float32.
+        inv_freq: frequencies w, shape (rotary_dim / 2,), or with axes in front that broadcast against positions; float32.
         scaling: what cos and sin are multiplied with.
         base: the base of the frequencies, where they still are a power series of one; None otherwise.
         trained_length: the length that the model was trained on, where it is known.
@@ -70,7 +70,7 @@ class RotaryMap:
     @property
     def rotary_dim(self) -> int:
         """How many channels are turned; the rest of a head passes through."""
-        return 2 * self.inv_freq.numel()
+        return 2 * self.inv_freq.shape[-1]
 
     def angles(self, positions: Tensor) -> Tensor:
         """Angles in float32, shape of `positions` and one more axis of rotary_dim / 2."""

@@ -8,7 +8,8 @@ holds, then `observe`. It counts the bytes of all layers, and keeps the peak.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,14 +60,6 @@ class Step:
     positions: Tensor
     pad_mask: Tensor | None
     cache: Cache
-    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def causal(self, queries: int, columns: int, device: torch.device) -> Tensor:
-        """(1, 1, queries, columns) bool: the last `queries` columns are the queries' own keys, all others are older."""
-        if (queries, columns) not in self.masks:
-            whole = torch.ones(queries, columns, dtype=torch.bool, device=device)
-            self.masks[queries, columns] = whole.tril_(columns - queries)[None, None]
-        return self.masks[queries, columns]
 
 
 class Session:
@@ -202,24 +195,15 @@ class Session:
         out = self.method.attend(info, q, k, v, step.pad_mask, step.positions, layer)
         if out is None:
             if isinstance(layer, PositionedLayer):
-                out = self.dense(module, info, q, k, v, layer)
+                if self.method.keys == "pre_rope":
+                    assert info.rotary is not None
+                    q, k = info.rotary.rotate(q, step.positions), info.rotary.rotate(k, layer.positions)
+                out = attend_dense(info, q, k, v, layer)
             else:
                 out = sdpa_attention_forward(module, q, k, v, mask, **options)[0]
         self.method.observe(info, q, k, v, step.positions, layer)
         self._count(info.index, layer)
         return out
-
-    def dense(self, module: torch.nn.Module, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, layer: PositionedLayer) -> Tensor:
-        """Attention over everything that a layer holds; keys from before rotation are rotated to their positions."""
-        step = self.step
-        assert step is not None
-        if self.method.keys == "pre_rope":
-            assert info.rotary is not None
-            q, k = info.rotary.rotate(q, step.positions), info.rotary.rotate(k, layer.positions)
-        mask = visible(step, layer, q.shape[2], k.shape[2])
-        if mask is not None and mask.shape[1] > 1:
-            mask = mask.repeat_interleave(info.groups, dim=1)
-        return sdpa_attention_forward(module, q, k, v, mask, scaling=info.scaling)[0]
 
     def _count(self, index: int, layer: CacheLayerMixin) -> None:
         now = layer_bytes(layer)
@@ -228,7 +212,25 @@ class Session:
         self.peak_bytes = max(self.peak_bytes, self._total)
 
 
-def visible(step: Step, layer: PositionedLayer, queries: int, columns: int) -> Tensor | None:
+def attend_dense(info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, layer: PositionedLayer) -> Tensor:
+    """Attention over everything that a layer holds, by the same kernel calls as transformers' sdpa.
+
+    Args:
+        info: the layer of the model.
+        q: (batch, heads, queries, head_dim), rotated.
+        k, v: (batch, kv_heads, columns, head_dim), rotated; the queries' own keys at the end if there are several.
+        layer: says which columns hold something.
+
+    Returns:
+        (batch, queries, heads, head_dim).
+    """
+    mask = visible(layer, q.shape[2], k.shape[2])
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(info.groups, dim=1)
+    return sdpa_attention_forward(_Shape(info.groups), q, k, v, mask, scaling=info.scaling)[0]
+
+
+def visible(layer: PositionedLayer, queries: int, columns: int) -> Tensor | None:
     """Which keys every query may attend to, (batch or 1, kv_heads or 1, queries, columns) bool; None where the kernel's own rule does.
 
     One query attends to all that is there. Of more, each attends to what was there before and, of their own keys at the end, to
@@ -240,8 +242,22 @@ def visible(step: Step, layer: PositionedLayer, queries: int, columns: int) -> T
     if queries == 1:
         return None if valid is None else valid[:, :, None]
     if valid is None:
-        return None if queries == columns else step.causal(queries, columns, layer.positions.device)
-    return step.causal(queries, columns, valid.device) & valid[:, :, None]
+        return None if queries == columns else causal(queries, columns, layer.positions.device)
+    return causal(queries, columns, valid.device) & valid[:, :, None]
+
+
+@lru_cache(maxsize=2)  # all layers of a forward pass ask for the same
+def causal(queries: int, columns: int, device: torch.device) -> Tensor:
+    """(1, 1, queries, columns) bool: the last `queries` columns are the queries' own keys, all others are older."""
+    return torch.ones(queries, columns, dtype=torch.bool, device=device).tril_(columns - queries)[None, None]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What transformers' sdpa reads of an attention module."""
+
+    num_key_value_groups: int
+    is_causal: bool = True
 
 
 def layer_bytes(layer: CacheLayerMixin) -> int:

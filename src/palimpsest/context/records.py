@@ -1,0 +1,145 @@
+"""The table of context methods: one `Method` for each, read by `catalogue.py`. A new method adds one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Count = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a user has to know of a context method to choose it.
+
+    Attributes:
+        name: for `make`; `title` for people.
+        source: where it was published.
+        phase: "inference", "finetune" or "pretrain".
+        family: "position: …", "attention: …", "cache: …" or "input: …", after the survey.
+        entry_point: "module:Class".
+        exact: whether the result is that of full attention.
+        needs_question: whether what it keeps depends on a question at the end of the text.
+        positions: where keys stand: "original", "compact" (in the cache) or "scaled".
+        has_budget: whether it takes a `budget`, in entries per key-value head; `smallest` that it can do with.
+        read: keys that one decoded token attends to in a head, from length T and budget B.
+        held: entries that a head keeps, from T and B.
+        beyond_trained: whether it is meant for texts longer than the model was trained on.
+        needs_training: whether it does little without training.
+        standing: a prior for `recommend` among methods of one kind; higher is better.
+        suggest: options for `make`, from length, trained length and budget.
+    """
+
+    name: str
+    title: str
+    source: str
+    family: str
+    entry_point: str
+    positions: str = "original"
+    phase: str = "inference"
+    exact: bool = False
+    needs_question: bool = False
+    has_budget: bool = False
+    smallest: int = 1
+    read: Count = lambda length, budget: length
+    held: Count = lambda length, budget: length
+    beyond_trained: bool = False
+    needs_training: bool = False
+    standing: float = 0.0
+    suggest: Callable[[int, int, int], dict[str, Any]] = lambda length, trained, budget: {}
+
+
+def _factor(length: int, trained: int, budget: int) -> dict[str, Any]:
+    return {"factor": float(max(1, -(-length // trained)))}
+
+
+def _budget(length: int, trained: int, budget: int) -> dict[str, Any]:
+    return {"budget": budget}
+
+
+def _window(share: int) -> Callable[[int, int, int], dict[str, Any]]:
+    return lambda length, trained, budget: {"budget": budget, "window": max(1, min(64, budget // share))}
+
+
+def _self_extend(length: int, trained: int, budget: int) -> dict[str, Any]:
+    neighbours = max(1, trained // 2)
+    return {"neighbours": neighbours, "group": max(1, -(-max(0, length - neighbours) // max(1, trained - neighbours)))}
+
+
+def _scaler(name: str, title: str, source: str, standing: float, **options: Any) -> Method:
+    return Method(
+        name,
+        title,
+        source,
+        "position: interpolation",
+        f"palimpsest.context.scalers:{title.split(' ')[0]}",
+        positions="scaled",
+        beyond_trained=True,
+        standing=standing,
+        suggest=options.pop("suggest", _factor),
+        **options,
+    )
+
+
+def _evicting(name: str, title: str, source: str, place: str, standing: float, **options: Any) -> Method:
+    return Method(
+        name,
+        title,
+        source,
+        options.pop("family", "cache: token eviction"),
+        f"palimpsest.context.{place}",
+        has_budget=True,
+        read=min,
+        held=min,
+        standing=standing,
+        suggest=options.pop("suggest", _budget),
+        **options,
+    )
+
+
+METHODS: tuple[Method, ...] = (
+    Method("full", "Full attention", "Vaswani et al. 2017", "attention: full", "palimpsest.context.windows:Full", exact=True),
+    _scaler("pi", "PI (position interpolation)", "arXiv 2306.15595", 0.0),
+    _scaler("ntk", "NTKAware scaling", "bloc97 2023", 1.0),
+    _scaler("dynamic-ntk", "DynamicNTK scaling", "emozilla 2023", 2.0, suggest=lambda length, trained, budget: {"factor": 1.0}),
+    _scaler("yarn", "YaRN", "arXiv 2309.00071", 3.0),
+    _scaler(
+        "abf",
+        "ABF (adjusted base frequency)",
+        "arXiv 2309.16039",
+        2.0,
+        phase="finetune",
+        needs_training=True,
+        suggest=lambda length, trained, budget: {"base": 500_000.0},
+    ),
+    Method(
+        "self-extend",
+        "Self-Extend",
+        "arXiv 2401.01325",
+        "position: interpolation",
+        "palimpsest.context.self_extend:SelfExtend",
+        positions="scaled",
+        beyond_trained=True,
+        standing=2.5,
+        suggest=_self_extend,
+    ),
+    _evicting("sliding-window", "Sliding window", "Beltagy et al. 2020", "windows:SlidingWindow", -6.0, family="attention: window"),
+    _evicting(
+        "streaming-llm",
+        "StreamingLLM",
+        "arXiv 2309.17453",
+        "windows:StreamingLLM",
+        1.0,
+        family="attention: sink",
+        positions="compact",
+        smallest=5,
+        beyond_trained=True,
+    ),
+    _evicting("h2o", "H2O (heavy hitters)", "arXiv 2306.14048", "h2o:H2O", 3.0, smallest=2),
+    _evicting("tova", "TOVA", "arXiv 2401.06104", "tova:TOVA", 3.0),
+    _evicting("snapkv", "SnapKV", "arXiv 2404.14469", "snapkv:SnapKV", 4.0, needs_question=True, smallest=2, suggest=_window(4)),
+    _evicting("knorm", "Knorm (smallest norms)", "arXiv 2406.11430", "key_scores:Knorm", 1.0),
+    _evicting("keydiff", "KeyDiff", "arXiv 2504.15364", "key_scores:KeyDiff", 2.0),
+    _evicting("random", "Random", "a baseline", "key_scores:Random", -8.0),
+)
