@@ -65,6 +65,14 @@ class EndpointError(PalimpsestError, ConnectionError):
     """An endpoint is down, refuses, or answers what the protocol does not allow."""
 
 
+class QueueFullError(PalimpsestError):
+    """As many requests wait at a server as may wait."""
+
+
+class EngineStoppedError(PalimpsestError):
+    """A server that is shutting down, or that never began, was given a request."""
+
+
 class CorpusError(PalimpsestError, ValueError):
     """A corpus that cannot be read: empty, undecodable, truncated."""
 

@@ -202,7 +202,12 @@ class _DrawByInversion(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         uniform = torch.tensor([generator.random() for generator in self.generators], dtype=torch.float64, device=scores.device)
-        cumulative = scores.double().softmax(dim=-1).cumsum_(dim=-1)
-        # side="right" lands on the first id whose cumulative probability exceeds the number: never on an id of probability 0.
-        drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn.clamp_(max=scores.shape[-1] - 1), 0.0)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, draw_by_inversion(scores, uniform)[:, None], 0.0)
+
+
+def draw_by_inversion(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One id a row from softmax(`scores`), (rows, ids): the first whose cumulative probability exceeds `uniform` (rows,) float64."""
+    cumulative = scores.double().softmax(dim=-1).cumsum_(dim=-1)
+    # right=True never lands on an id of probability 0.
+    drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+    return drawn.clamp_(max=scores.shape[-1] - 1)[:, 0]

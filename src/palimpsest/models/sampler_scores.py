@@ -83,8 +83,26 @@ def _warped(x: torch.Tensor, target: torch.Tensor, sampler: Sampler) -> torch.Te
 
 def _cut(x: torch.Tensor, realised: torch.Tensor, best: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs (rows,) float64 and whether each is certain; `best` (rows, candidates) holds the greatest logits in order."""
-    scaled = best / sampler.temperature
     own = realised / sampler.temperature
+    scaled, stays, certain = surviving(x, best, sampler)
+    lowest = scaled.gather(-1, stays.sum(dim=-1, keepdim=True) - 1)[:, 0]
+    log_kept = scaled.double().masked_fill(~stays, -torch.inf).logsumexp(dim=-1)
+    return torch.where(own >= lowest, own.double() - log_kept, -torch.inf), certain
+
+
+def surviving(x: torch.Tensor, best: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which of the greatest logits a sampler that cuts leaves to be chosen from.
+
+    Args:
+        x: logits (rows, vocabulary) float32.
+        best: the greatest of them in order, (rows, candidates); with top-k one candidate more than k, or the whole vocabulary.
+        sampler: of temperature > 0, with top-k, top-p or both.
+
+    Returns:
+        The candidates divided by the temperature (rows, candidates, without the one that only shows a tie), which of them stay, and
+        for every row whether this is certain: else the warpers must decide.
+    """
+    scaled = best / sampler.temperature
     vocab = x.shape[-1]
     if sampler.top_k is not None and sampler.top_k < vocab:
         certain = scaled[:, -1] < scaled[:, -2]  # no tie at the k-th logit
@@ -96,9 +114,9 @@ def _cut(x: torch.Tensor, realised: torch.Tensor, best: torch.Tensor, sampler: S
         kept = scaled.double()
         log_total = (x / sampler.temperature).logsumexp(dim=-1).double() if scaled.shape[-1] < vocab else kept.logsumexp(dim=-1)
         beyond = (1 - (kept - log_total[:, None]).exp().sum(dim=-1)).clamp_(min=0.0)
-        certain = torch.ones_like(own, dtype=torch.bool)
+        certain = torch.ones_like(log_total, dtype=torch.bool)
     if sampler.top_p is None or sampler.top_p >= 1:
-        return torch.where(own >= scaled[:, -1], own.double() - log_total, -torch.inf), certain
+        return scaled, torch.ones_like(scaled, dtype=torch.bool), certain
     # A token stays if the tokens from it downwards weigh more than 1 - top_p together.
     weight = (kept - log_total[:, None]).exp()
     downwards = weight.flip(-1).cumsum(-1).flip(-1) + beyond[:, None]  # (rows, candidates), falling
@@ -112,5 +130,4 @@ def _cut(x: torch.Tensor, realised: torch.Tensor, best: torch.Tensor, sampler: S
     lowest = scaled.gather(-1, last)[:, 0]
     following = scaled.gather(-1, (last + 1).clamp_(max=scaled.shape[-1] - 1))[:, 0]
     certain &= (following < lowest) | (last[:, 0] == scaled.shape[-1] - 1)  # no tie at the border of the nucleus
-    log_kept = kept.masked_fill(~stays, -torch.inf).logsumexp(dim=-1)
-    return torch.where(own >= lowest, own.double() - log_kept, -torch.inf), certain
+    return scaled, stays, certain
