@@ -83,10 +83,12 @@ class Choice:
     Attributes:
         token: its id; None where the logits were not finite, so that there was none to choose.
         logprob: what to report of it, where the request asks.
+        forced: whether the guard left nothing else.
     """
 
     token: int | None
     logprob: TokenLogprob | None = None
+    forced: bool = False
 
 
 class RowGuard:
@@ -134,6 +136,7 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
             ids = torch.tensor(list(change), device=scores.device)
             adjusted[row, ids] += torch.tensor(list(change.values()), device=scores.device)
     watched = [row for row, writer in enumerate(writers) if writer.guarded and admissible[row]] if guard is not None else []
+    forced: set[int] = set()
     if guard is not None and watched:
         at = torch.tensor(watched, device=scores.device)
         before = adjusted[at]
@@ -143,6 +146,7 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
             first = before.argmax(dim=-1, keepdim=True)
             for row, changed in zip(watched, forbidden.gather(-1, first)[:, 0].tolist(), strict=True):
                 writers[row].interventions += changed
+            forced = {row for row, left in zip(watched, (~forbidden).sum(dim=-1).tolist(), strict=True) if left == 1}
             adjusted, scores = adjusted.clone(), scores.clone()
             adjusted[at] = after
             scores[at] = scores[at].masked_fill(forbidden, -torch.inf)
@@ -160,10 +164,10 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
     for row, writer in enumerate(writers):
         if not admissible[row]:
             choices.append(Choice(None))
-        elif writer.request.logprobs is None:
-            choices.append(Choice(tokens[row]))
-        else:
-            choices.append(Choice(tokens[row], token_logprobs(scores[row : row + 1], [tokens[row]], writer.request.logprobs)[0]))
+            continue
+        top = writer.request.logprobs
+        logprob = token_logprobs(scores[row : row + 1], [tokens[row]], top)[0] if top is not None else None
+        choices.append(Choice(tokens[row], logprob, row in forced))
     return choices
 
 

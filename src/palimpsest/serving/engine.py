@@ -42,7 +42,7 @@ from palimpsest.serving.choosing import Choice, RowGuard, Writer, choose, token_
 from palimpsest.serving.metrics import EngineMetrics, Histogram
 from palimpsest.serving.prefix_cache import BLOCK, PrefixCache
 from palimpsest.serving.requests import FinishReason, GenerationRequest, Piece, TokenLogprob, Usage
-from palimpsest.serving.runners import CacheRunner, ContextMethod, Runner, SlotRunner
+from palimpsest.serving.runners import CacheRunner, CannotBatchError, ContextMethod, Runner, SlotRunner
 from palimpsest.serving.slots import Work
 from palimpsest.serving.streams import Stream
 from palimpsest.serving.text_stream import TextStream
@@ -147,7 +147,7 @@ class Engine:
             return CacheRunner(self.model, context)
         try:
             return SlotRunner(self.model, self.max_slots)
-        except InputError as error:
+        except CannotBatchError as error:
             self.unbatched = error.problem
             _log.warning("%s Its requests are run one after another.", error.problem)
             return CacheRunner(self.model)
@@ -420,7 +420,7 @@ class Engine:
                 self._first_token_seconds.add(time.perf_counter() - running.arrived)
             self._totals["completion"] += not ends
         if ends:
-            self._end(running, "stop")
+            self._end(running, "content_filter" if choice.forced else "stop")
             return
         running.writer.write(token)
         running.held.append((token, choice.logprob))

@@ -3,11 +3,12 @@
 A `GenerationRequest` is one continuation of one prompt; several continuations are several requests. Its answer arrives as `Piece`s,
 the last of which has a `finish_reason`:
 
-* ``stop``      - the model wrote an id that ends a text, or one of the request's stop strings came up (its text is cut before it);
-* ``length``    - `max_new_tokens` are written;
+* ``stop`` - the model wrote an id that ends a text, or one of the request's stop strings came up (its text is cut before it);
+* ``length`` - `max_new_tokens` are written;
+* ``content_filter`` - everything that could follow is forbidden by the guard, so that the text ends here;
 * ``cancelled`` - the one who asked went away;
-* ``aborted``   - the engine shut down;
-* ``error``     - the request failed, and `Piece.error` says why; others are not touched by it.
+* ``aborted`` - the engine shut down;
+* ``error`` - the request failed, and `Piece.error` says why; others are not touched by it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from palimpsest.errors import InputError, PalimpsestError
 from palimpsest.models.base import Sampler
 
-FinishReason = Literal["stop", "length", "cancelled", "aborted", "error"]
+FinishReason = Literal["stop", "length", "content_filter", "cancelled", "aborted", "error"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         prompt = np.asarray(self.prompt_ids)
         if prompt.ndim != 1 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer):
-            raise InputError(
-                f"The prompt has shape {prompt.shape} and type {prompt.dtype}.", "Give a flat list of at least one token id."
-            )
+            raise InputError(f"The prompt has shape {prompt.shape} and type {prompt.dtype}.", "Give a flat list of at least one token id.")
         object.__setattr__(self, "prompt_ids", tuple(prompt.tolist()))
         least = 0 if self.echo else 1
         if not _whole(self.max_new_tokens) or self.max_new_tokens < least:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from palimpsest.errors import InputError
+from palimpsest.errors import CapabilityError, InputError
 from palimpsest.models.hf import HFModel, picking
 from palimpsest.models.quiet import quiet
 from palimpsest.serving.slots import ATTENTION, SlotBatch, SlotStore, Work, attending
@@ -27,6 +27,13 @@ _TOLERANCE = 2e-3  # of logits, relative to the greatest: what two orders of sum
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
 
 ContextMethod = Callable[[Any], AbstractContextManager[Any]]  # palimpsest.context.attach.ContextMethod: `with method(model): …`
+
+
+class CannotBatchError(InputError):
+    """A model's requests cannot share a forward pass; the problem says why."""
+
+    def __init__(self, model: HFModel, reason: str) -> None:
+        super().__init__(f"{model.name} cannot be batched: {reason}.", "It is served one request at a time.")
 
 
 class Runner(Protocol):
@@ -56,14 +63,15 @@ class SlotRunner:
         slots: number of requests at the same time.
 
     Raises:
-        InputError: this model cannot be run so; the problem says why.
+        CannotBatchError: this model cannot be run so.
+        InputError: it is being served already.
     """
 
     def __init__(self, model: HFModel, slots: int) -> None:
         self.model = model
         reason = _obstacle(model)
         if reason is not None:
-            raise InputError(f"{model.name} cannot be batched: {reason}.", "It is served one request at a time.")
+            raise CannotBatchError(model, reason)
         with self.session():
             shapes = self._shapes()
             self.store: SlotStore = SlotStore(shapes, max(slots, 2), model.model.dtype, model.device)
@@ -125,18 +133,15 @@ class SlotRunner:
         try:
             self._forward(ids, torch.arange(2, device=self.model.device), ids.new_zeros(1), seen)
         except (NotImplementedError, AttributeError, TypeError) as error:
-            raise InputError(f"{self.model.name} cannot be batched: {error}.", "It is served one request at a time.") from error
+            raise CannotBatchError(self.model, str(error)) from error
         config = self.model.model.config.get_text_config(decoder=True)
         layers = int(config.num_hidden_layers)
         if sorted(seen.shapes) != list(range(layers)):
-            raise InputError(
-                f"{self.model.name} cannot be batched: {len(seen.shapes)} of its {layers} layers have attention of their own.",
-                "It is served one request at a time.",
-            )
+            raise CannotBatchError(self.model, f"{len(seen.shapes)} of its {layers} layers have attention of their own")
         kinds = getattr(config, "layer_types", None) or []
         sliding = [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
         if not set(sliding) <= seen.windowed:
-            raise InputError(f"{self.model.name} cannot be batched: its sliding windows are known to masks only.", "")
+            raise CannotBatchError(self.model, "its sliding windows are known to masks only")
         return seen.shapes
 
     def _try_out(self) -> None:
@@ -159,10 +164,7 @@ class SlotRunner:
             scale = float(alone.float().abs().max())
             allowed = _TOLERANCE if self.model.model.dtype == torch.float32 else 5e-2
             if not difference <= allowed * max(1.0, scale):
-                raise InputError(
-                    f"{self.model.name} cannot be batched: its logits differ by {difference:.2g} from those of the model alone.",
-                    "It is served one request at a time.",
-                )
+                raise CannotBatchError(self.model, f"its logits differ by {difference:.2g} from those of the model alone")
 
 
 class _Shapes:
@@ -203,6 +205,9 @@ class CacheRunner:
     Args:
         model: the door.
         method: a context method; it is attached as long as the engine runs.
+
+    Raises:
+        CapabilityError: the model keeps nothing between calls that it would take up again.
     """
 
     store = None
@@ -210,6 +215,12 @@ class CacheRunner:
     def __init__(self, model: HFModel, method: ContextMethod | None = None) -> None:
         self.model, self.method = model, method
         self._caches: dict[int, Any] = {}
+        with torch.inference_mode():
+            out = model.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, return_dict=True)
+        if getattr(out, "past_key_values", None) is None:
+            raise CapabilityError(
+                f"{model.name} keeps no cache of keys and values that a text could be continued from.", "Serve a transformer."
+            )
 
     @contextmanager
     def session(self) -> Iterator[None]:
