@@ -7,6 +7,7 @@ import contextlib
 import math
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palimpsest.context import ContextMethod, PositionedLayer
 from palimpsest.errors import (
+    AlreadyAttachedError,
     CapabilityError,
     ContextOverflowError,
     EngineStoppedError,
@@ -85,7 +88,9 @@ class Gate:
 @pytest.fixture
 def engine(tiny_model):
     with Engine(tiny_model, max_slots=3, prefill_chunk=16) as engine:
+        assert engine.accepting
         yield engine
+    assert not engine.accepting
 
 
 @settings(max_examples=6)
@@ -389,6 +394,7 @@ def test_the_guard_watches_each_request_with_its_own_prefix(tiny_model, options)
     guard = MemFreeProcessor.for_model(tiny_model, NgramSet.from_documents(documents, n=3), 3, **options)
     expected = tiny_model.generate(prompts, 15, processors=[guard])
     with Engine(tiny_model, guard=guard, max_slots=3) as engine:
+        assert engine.guarded
         streams = [engine.submit(GenerationRequest(prompt, 15)) for prompt in prompts]
         unwatched = engine.submit(GenerationRequest(prompts[0], 15, guard=False))
         found = [list(stream.collect(WAIT).token_ids) for stream in streams]
@@ -537,29 +543,49 @@ def test_values_out_of_range(bad):
         GenerationRequest(**{"prompt_ids": [1], **bad})
 
 
-def test_a_context_method_runs_every_request_on_its_own_cache(tiny_model, alone):
-    """A method that counts how often it is attached; queue, cancellation and metrics are the same."""
-    attached = []
+@dataclass(frozen=True)
+class LastTokens(ContextMethod):
+    """Keeps the last `budget` tokens at their own positions."""
 
-    @contextlib.contextmanager
-    def method(model):
-        attached.append(model)
-        yield
-        attached.append(None)
+    budget: int = 8
 
-    with Engine(tiny_model, max_slots=2, context=method, prefill_chunk=8) as engine:
-        assert "context method" in engine.unbatched
-        asked = [(i, 20 - i, 8, i, 1) for i in range(4)]
-        requests = [GenerationRequest(prompt_of(n, length), count, seed=seed, **HOWS[how]) for n, length, count, how, seed in asked]
-        streams = [engine.submit(request) for request in requests]
+    def make_layer(self, info):
+        return PositionedLayer()
+
+    def observe(self, info, q, k, v, position_ids, layer):
+        if layer.length > self.budget:
+            layer.keep(layer.positions.long().topk(self.budget, dim=-1).indices.sort(-1).values)
+
+
+def greedy(model, prompt, count):
+    """By transformers' own `generate`, without what ends the text."""
+    ids = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)[0, len(prompt) :].tolist()
+    return ids[: ids.index(1)] if 1 in ids else ids
+
+
+def test_a_context_method_runs_every_request_on_its_own_cache(tiny_model):
+    """Many requests at once are what `generate` writes for each alone; queue, cancellation and metrics are as ever."""
+    prompts = [prompt_of(number, 25 - number) for number in range(4)]
+    method = LastTokens()
+    free = [tiny_model.generate([prompt], 20)[0][0].tolist() for prompt in prompts]
+    with method(tiny_model):
+        expected = [greedy(tiny_model.model, prompt, 20) for prompt in prompts]
+    with Engine(tiny_model, max_slots=2, context=method, prefill_chunk=32) as engine:
+        assert "LastTokens" in engine.unbatched
+        streams = [engine.submit(GenerationRequest(prompt, 20)) for prompt in prompts]
         gone = engine.submit(GenerationRequest([5], 50))
         gone.cancel()
         assert gone.collect(WAIT).finish_reason == "cancelled"
-        for one, stream in zip(asked, streams, strict=True):
-            assert list(stream.collect(WAIT).token_ids) == alone(*one)
+        assert [list(stream.collect(WAIT).token_ids) for stream in streams] == expected
         assert not engine.metrics().batched
         assert engine.metrics().prefix_limit == 0
-    assert attached == [tiny_model.model, None]
+    assert expected != free
+    assert [tiny_model.generate([prompt], 20)[0][0].tolist() for prompt in prompts] == free
+
+
+def test_a_context_method_that_does_not_fit_is_told_at_the_start(tiny_model):
+    with LastTokens()(tiny_model), pytest.raises(AlreadyAttachedError):
+        Engine(tiny_model, context=LastTokens()).start()
 
 
 def test_streams_in_an_event_loop(engine, alone):

@@ -26,6 +26,7 @@ from types import TracebackType
 
 import torch
 
+from palimpsest.context.attach import ContextMethod
 from palimpsest.errors import (
     CapabilityError,
     ContextOverflowError,
@@ -42,7 +43,7 @@ from palimpsest.serving.choosing import Choice, RowGuard, Writer, choose, token_
 from palimpsest.serving.metrics import EngineMetrics, Histogram
 from palimpsest.serving.prefix_cache import BLOCK, PrefixCache
 from palimpsest.serving.requests import FinishReason, GenerationRequest, Piece, TokenLogprob, Usage
-from palimpsest.serving.runners import CacheRunner, CannotBatchError, ContextMethod, Runner, SlotRunner
+from palimpsest.serving.runners import CacheRunner, CannotBatchError, Runner, SlotRunner
 from palimpsest.serving.slots import Work
 from palimpsest.serving.streams import Stream
 from palimpsest.serving.text_stream import TextStream
@@ -151,6 +152,16 @@ class Engine:
             self.unbatched = error.problem
             _log.warning("%s Its requests are run one after another.", error.problem)
             return CacheRunner(self.model)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there is a guard."""
+        return self._guard is not None
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests are taken: started, not shutting down, not failed."""
+        return self._accepts
 
     def start(self) -> Engine:
         """Starts the thread that owns the model.
@@ -281,11 +292,11 @@ class Engine:
                         self._totals["steps"] += 1
                         self._step_seconds.add(time.perf_counter() - began)
         except BaseException as error:
-            _log.exception("The engine has failed.")
             with self._changed:
+                if self._accepts or self._stopping:  # what goes wrong before is the caller's affair
+                    _log.exception("The engine has failed.")
                 self._accepts, self._failure = False, error
-                problem = PalimpsestError(f"The engine has failed: {error!r}.", "Start the server again.")
-                self._end_all("error", problem)
+                self._end_all("error", PalimpsestError(f"The engine has failed: {error!r}.", "Start the server again."))
                 self._changed.notify_all()
 
     def _prepare(self) -> bool:

@@ -11,13 +11,14 @@ or latent attention, rotary maps that change with the length. It has the same qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from palimpsest.context.attach import ContextMethod
 from palimpsest.errors import CapabilityError, InputError
 from palimpsest.models.hf import HFModel, picking
 from palimpsest.models.quiet import quiet
@@ -25,8 +26,6 @@ from palimpsest.serving.slots import ATTENTION, SlotBatch, SlotStore, Work, atte
 
 _TOLERANCE = 2e-3  # of logits, relative to the greatest: what two orders of summation in float32 may differ by
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
-
-ContextMethod = Callable[[Any], AbstractContextManager[Any]]  # palimpsest.context.attach.ContextMethod: `with method(model): …`
 
 
 class CannotBatchError(InputError):
@@ -37,13 +36,11 @@ class CannotBatchError(InputError):
 
 
 class Runner(Protocol):
-    """What the engine asks of either.
+    """What the engine asks of either."""
 
-    Attributes:
-        store: the slots, where there are any.
-    """
-
-    store: SlotStore | None
+    @property
+    def store(self) -> SlotStore | None:
+        """The slots, where there are any."""
 
     def session(self) -> AbstractContextManager[None]:
         """Within it, on one thread, the model is run."""
@@ -98,7 +95,7 @@ class SlotRunner:
         for one in work:
             self.store.lengths[one.slot] = one.end
         try:
-            return self._run(work)
+            return list(self._run(work))
         except Exception as error:
             if len(work) == 1:
                 return [error]
@@ -147,8 +144,8 @@ class SlotRunner:
     def _try_out(self) -> None:
         """Two requests, of which one is read in two pieces and the other joins later, against the ordinary forward pass."""
         rng = np.random.default_rng(0)
-        first, second = (rng.integers(0, self.model.vocab_size, length) for length in (9, 6))
-        expected = [self.model._logits([row], torch.arange(len(row), device=self.model.device)) for row in (first, second)]
+        first, second = (rng.integers(0, self.model.vocab_size, length).tolist() for length in (9, 6))
+        expected = [self.model._logits([np.array(row)], torch.arange(len(row), device=self.model.device)) for row in (first, second)]
         steps = [
             [Work(0, 0, first[:4], 4)],
             [Work(0, 4, first[4:7], 3), Work(1, 0, second[:5], 5)],
@@ -227,7 +224,7 @@ class CacheRunner:
         """The context method is attached meanwhile."""
         with ExitStack() as stack:
             if self.method is not None:
-                stack.enter_context(self.method(self.model.model))
+                stack.enter_context(self.method(self.model))
             yield
         self._caches.clear()
 
