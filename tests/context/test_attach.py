@@ -169,6 +169,10 @@ def test_the_door_of_the_library_takes_sessions(tiny_model):
     plain = tiny_model.generate([prompt], 8)[0][0]
     with Stored()(tiny_model) as session:
         assert tiny_model.generate([prompt], 8)[0][0].tolist() == plain.tolist()
+        # continuations of one prefix, which the door would otherwise read once
+        options = {"temperature": 1.0, "seed": 3}
+        one, several = (tiny_model.generate([prompt], 8, n=n, **options)[0] for n in (1, 3))
+        assert several[0].tolist() == one[0].tolist()
     assert session.model is tiny_model.model
 
 

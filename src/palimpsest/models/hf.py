@@ -29,6 +29,7 @@ from palimpsest.models.token_scores import NonFiniteLogitsError, token_scores
 from palimpsest.tokenizer import Tokenizer
 
 BOS_POLICIES = ("auto", "always", "never")
+OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
 UNLIMITED_CONTEXT = 1 << 30  # for models without position limit
 
 
@@ -217,8 +218,12 @@ class HFModel(LanguageModel):
 
     @property
     def _keeps_keys(self) -> bool:
-        """Whether the model can be given a cache, and what it keeps of a prefix is the same whatever follows."""
-        return self.length_free and {"position_ids", "past_key_values"} <= self._arguments
+        """Whether the model can be given a cache, and what it keeps of a prefix is the same whatever follows.
+
+        A context method (`palimpsest.context`) brings attention and cache layers of its own, and may score a prefix by what follows.
+        """
+        plain = self.model.config.get_text_config()._attn_implementation in OWN_ATTENTION
+        return plain and self.length_free and {"position_ids", "past_key_values"} <= self._arguments
 
     def _check(self, batch_ids: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
         return check_rows(batch_ids, self.vocab_size, self.context_length, int(self.prepends_bos))
