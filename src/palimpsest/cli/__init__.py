@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("palimpsest.cli.evaluate", "evaluate", "Ask the same questions without a store, with a frozen and with a live one."),
     "needle": ("palimpsest.cli.needle", "needle", "How well a fact in a long prompt is found, and how much that depends on the prompt."),
     "order-recall": ("palimpsest.cli.order_recall", "order_recall", "Which segment of a book came first, with the text and from memory."),
+    "set-prompt": ("palimpsest.cli.set_prompt", "set_prompt", "Ask a model so that the order of marked parts of the prompt cannot matter."),
     "rewind": ("palimpsest.cli.rewind", "rewind", "Whether prompts that declare an earlier end of knowledge take a model back."),
     "card": ("palimpsest.cli.card", "app", "Check, show and compare evaluation cards."),
     "report": ("palimpsest.cli.report", "report", "Render an audit.json as one self-contained HTML page."),
