@@ -49,10 +49,6 @@ class CapabilityError(PalimpsestError):
     """A door to a model was asked for something that it cannot give (weights, log-probs, text)."""
 
 
-class UnsupportedModelError(PalimpsestError):
-    """A model whose attention, positions or cache a context method cannot change."""
-
-
 class ContextOverflowError(InputError):
     """A sequence is longer than the model's context."""
 
