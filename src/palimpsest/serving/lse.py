@@ -7,8 +7,8 @@ arXiv 2402.14808, eq. 6-7 for two parts; here n). With logits x_j = scale · q·
 
     lse = log Σ_P exp lse_P,       o = Σ_P exp(lse_P - lse) o_P.
 
-The union is associative and commutative; an empty part (lse = -∞, o = 0) has no weight. No exponential is taken of anything greater than 0, since all is shifted by the greatest logit or lse.
-Weights and sums of the union are in float32 (float64 for such queries).
+The union is associative and commutative; an empty part (lse = -∞, o = 0) has no weight. No exponential is taken of anything greater than
+0, since all is shifted by the greatest logit or lse. Weights and sums of the union are in float32 (float64 for such queries).
 
 Keys and values of batch 1 are shared by all rows: the queries of the whole batch, and of the query heads that belong to one key head,
 then become the rows of one matrix, (1, Hkv, B·G·T, d), and every key is read once. On a processor the work is done by the kernel behind
