@@ -115,12 +115,17 @@ def test_eager_attention_gives_the_same(tiny_tokenizer):
     assert generate(one, PROMPT, 5)[0].tolist() == generate(other, PROMPT, 5)[0].tolist()
 
 
-def test_beams_samples_and_processors_are_those_of_the_door(tiny_model):
+def test_beams_and_samples_are_free_of_the_order(door):
     orders = PROMPT.orders(3)
     for options in ({"num_beams": 3, "n": 2}, {"temperature": 1.0, "n": 3, "seed": 5}):
-        found = [[row.tolist() for row in generate(tiny_model, order, 5, **options)] for order in orders]
+        found = [[row.tolist() for row in generate(door, order, 5, **options)] for order in orders]
         assert found == [found[0]] * 3
         assert len(found[0]) == options["n"]
+    alone = generate(door, PROMPT, 5, temperature=1.0, n=1, seed=5)[0].tolist()
+    assert alone == found[0][0]  # read by itself, and as one of three that share the reading
+
+
+def test_processors_are_those_of_the_door(tiny_model):
     banned = generate(tiny_model, PROMPT, 1)[0][0]
 
     def ban(_, scores):
@@ -128,7 +133,7 @@ def test_beams_samples_and_processors_are_those_of_the_door(tiny_model):
         return scores
 
     assert generate(tiny_model, PROMPT, 1, processors=[ban])[0][0] != banned
-    assert not tiny_model.model._forward_pre_hooks
+    assert not tiny_model.model.base_model._forward_pre_hooks
 
 
 def test_bos_stands_once_and_in_front(tiny_tokenizer, tiny_model):

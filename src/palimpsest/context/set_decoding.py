@@ -7,6 +7,7 @@ position and sees everything; the cache holds more tokens than there are positio
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 import weakref
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from palimpsest.context.set_masks import EncodedSets, additive, check_architecture, keep_everything
 from palimpsest.context.set_prompting import SetPrompt
@@ -184,23 +186,27 @@ def _logits(door: HFModel, rows: Sequence[EncodedSets], places: Sequence[np.ndar
 def _steered(door: HFModel, encoded: EncodedSets) -> Iterator[None]:
     """Every forward pass of this thread reads its tokens as `encoded` and what was written behind it say."""
     caller = threading.get_ident()
+    base = door.model.base_model  # which a shared beginning is read with directly
+    names = list(inspect.signature(base.forward).parameters)
 
     def steer(_: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if threading.get_ident() != caller:  # another thread is using the same model
             return None
+        given = {**dict(zip(names, args, strict=False)), **given}
         ids, cache = given["input_ids"], given.get("past_key_values")
+        if cache is None and given.get("use_cache"):
+            cache = given["past_key_values"] = DynamicCache(config=door.model.config)
         held = cache.get_seq_length() if cache is not None else 0
         if cache is not None and not held:
             keep_everything(cache)
-        written = np.zeros(held + ids.shape[1] - len(encoded), np.int64)
-        grown = encoded.with_text(written)
+        grown = encoded.resized(held + ids.shape[1])
         positions = torch.from_numpy(grown.positions[held:]).to(ids.device)
-        return args, given | {
+        return (), given | {
             "position_ids": positions.expand(len(ids), -1),
             "attention_mask": additive(door.model, [grown], held),  # one for all rows: they are copies of one prompt
         }
 
-    hook = door.model.register_forward_pre_hook(steer, with_kwargs=True)
+    hook = base.register_forward_pre_hook(steer, with_kwargs=True)
     try:
         yield
     finally:

@@ -66,6 +66,12 @@ class EncodedSets:
             out = replace(out._with(ids, number, piece, self.after), after=self.after)
         return replace(out, after=self.after + longest)
 
+    def resized(self, count: int) -> EncodedSets:
+        """The first `count` tokens; where there are fewer, tokens of any id follow that see everything."""
+        if count >= len(self):
+            return self.with_text(np.zeros(count - len(self), np.int64))
+        return EncodedSets(self.ids[:count], self.positions[:count], self.sets[:count], self.pieces[:count], int(self.positions[count]))
+
     def _with(self, ids: Sequence[int] | np.ndarray, number: int, piece: int, after: int) -> EncodedSets:
         count = len(ids)
         return EncodedSets(
