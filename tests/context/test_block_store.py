@@ -114,8 +114,9 @@ def test_only_representatives_and_cache_are_on_the_device():
     held = UNITS * KV_HEADS * BLOCK * HEAD_DIM * 4 * 2  # bytes of the keys and values of one block of every unit
     room = store._keys.shape[2]
     assert room >= 20
-    assert store.nbytes("device") == 2 * held + room * UNITS * HEADS * HEAD_DIM * 4
-    assert store.nbytes() == store.nbytes("device") + room * held
+    nbytes = {where: sum(part.numel() * part.element_size() for part in store.tensors(where)) for where in ("device", "all")}
+    assert nbytes["device"] == 2 * held + room * UNITS * HEADS * HEAD_DIM * 4
+    assert nbytes["all"] == nbytes["device"] + room * held
 
 
 def test_an_empty_store_answers_with_no_block():

@@ -167,12 +167,10 @@ class BlockStore:
         )
         self.longest = int(self.counts.max()) if len(self.counts) else 0
 
-    def nbytes(self, where: str = "all") -> int:
-        """Bytes of the tensors held: "all", or only those on the "device" (representatives and cache; without offload all)."""
+    def tensors(self, where: str = "all") -> list[Tensor]:
+        """The tensors of keys and values held: "all", or those on the "device" (representatives and cache; without offload all)."""
         near = [self._representatives, self._cached_keys, self._cached_values]
-        far = [self._keys, self._values]
-        parts = near if where == "device" and self.offload else near + far
-        return sum(part.numel() * part.element_size() for part in parts)
+        return near if where == "device" and self.offload else [*near, self._keys, self._values]
 
     def _best(self, queries: Tensor, n: int) -> Tensor:
         """(units, n) on the host: the n best blocks' numbers, ascending; numbers beyond a unit's count are none."""
