@@ -82,7 +82,7 @@ class LoopInfLLM(ContextMethod):
                 rotated = info.rotary.rotate(q[:, :, [m - total + count]], torch.tensor([m]))[0]
                 rows = []
                 for head in range(info.heads):
-                    far = [n for n in range(min(self.n_init, max(0, m - self.n_local + 1)))]
+                    far = list(range(min(self.n_init, max(0, m - self.n_local + 1))))
                     far += [n for number in held[head] for n in range(*self._span(number))]
                     far += list(range(self._span(len(state["blocks"]))[0], max(0, m - self.n_local + 1)))
                     near = list(range(max(0, m - self.n_local + 1), m + 1))

@@ -30,6 +30,7 @@ from palimpsest.context.attach import ContextMethod, LayerInfo
 from palimpsest.context.block_store import POLICIES
 from palimpsest.context.infllm_layer import MemoryLayer, Stretch
 from palimpsest.context.layers import EMPTY
+from palimpsest.context.session import attend_dense
 from palimpsest.context.two_branch import branch, one_softmax
 from palimpsest.context.window import WindowSession
 from palimpsest.errors import InputError
@@ -94,9 +95,7 @@ class InfLLM(ContextMethod):
         """See `ContextMethod.make_layer`."""
         return MemoryLayer(info, self)
 
-    def attend(
-        self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: Any
-    ) -> Tensor | None:
+    def attend(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: Any) -> Tensor:
         """See `ContextMethod.attend`: execution block by execution block."""
         assert info.rotary is not None
         ranks = position_ids.expand(q.shape[0], -1)
@@ -107,7 +106,8 @@ class InfLLM(ContextMethod):
             part = self._step(info, stretch.queries(near), stretch.queries(far), queries, stretch, layer)
             stretch.write(out, part, queries)
             layer.form_blocks(stretch)
-        return None if layer.seen <= self.n_local else out  # None: dense attention, bit for bit the model's own
+        # While all is near: bit for bit the model's own; the steps have counted what the keys received.
+        return attend_dense(info, near, k, v, layer) if layer.seen <= self.n_local else out
 
     def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: Any) -> None:
         """See `ContextMethod.observe`."""

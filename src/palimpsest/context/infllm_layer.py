@@ -143,7 +143,7 @@ class MemoryLayer(WindowLayer):
 
     def receive(self, stretch: Stretch, weights: Tensor) -> None:
         """Adds up what the stretch's columns have received: probabilities (batch, heads, time, columns)."""
-        batch, heads, _, n_keys = weights.shape
+        batch, _, _, n_keys = weights.shape
         received = weights.sum(2).view(batch, self.info.kv_heads, self.info.groups, n_keys).transpose(2, 3)
         first = _common(stretch.first_key)
         if first is not None:
@@ -268,7 +268,7 @@ def _common(numbers: Tensor) -> int | None:
 
 
 def _take(x: Tensor, first: Tensor, length: int, fill: float) -> Tensor:
-    """`length` entries of the time axis from `first` on, for every row from its own; `fill` outside. (batch, time) or (batch, heads, time, …)."""
+    """Of (batch, time) or (batch, heads, time, …) `length` entries of time from `first` on, in every row from its own; `fill` outside."""
     common = _common(first)
     axis = 1 if x.dim() == 2 else 2
     if common is not None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.context.attach import ContextMethod, LayerInfo
+from palimpsest.context.session import attend_dense
 from palimpsest.context.two_branch import branch, nearest, one_softmax
 from palimpsest.context.window import WindowLayer, WindowSession
 from palimpsest.errors import InputError
@@ -93,13 +94,12 @@ class LMInfinite(ContextMethod):
         with_middle = self.middle_topk > 0 and info.index >= self.middle_from_layer
         return (_MiddleLayer if with_middle else WindowLayer)(info.rotary, self.n_global, self.window(info))
 
-    def attend(
-        self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: Any
-    ) -> Tensor | None:
+    def attend(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: Any) -> Tensor:
         """See `ContextMethod.attend`: in blocks of queries, each with the keys of its window and those of the beginning."""
         n_local = self.window(info)
         if layer.seen <= n_local:
-            return None  # all is near: dense attention, bit for bit the model's own
+            # all is near: bit for bit the model's own
+            return attend_dense(info, layer.near(q, position_ids), k, v, layer)
         queries, before = q.shape[2], layer.length - q.shape[2]
         outs = []
         for begin, end in _blocks(queries, n_local):

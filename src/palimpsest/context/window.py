@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from palimpsest.context.layers import EMPTY, PositionedLayer
 from palimpsest.context.rotary import RotaryMap
-from palimpsest.context.session import LayerInfo, Session, Step, visible
+from palimpsest.context.session import Session, Step
 from palimpsest.errors import InputError
 
 ANCHOR_SPAN = 1 << 13  # angles of positions up to here are exact to 5e-4
@@ -106,7 +105,7 @@ class WindowLayer(PositionedLayer):
 
 
 class WindowSession(Session):
-    """A session whose layers are told ranks, and whose dense attention takes keys as a `WindowLayer` holds them."""
+    """A session whose layers and methods are told ranks instead of positions."""
 
     def _announce(self, cache: Cache, inputs: Tensor, kwargs: dict[str, Any]) -> Step:
         seen = cache.get_seq_length()
@@ -130,10 +129,3 @@ class WindowSession(Session):
             if isinstance(layer, PositionedLayer):
                 layer.expect(ranks, padded)
         return Step(ranks, step.pad_mask, cache)
-
-    def dense(self, module: torch.nn.Module, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, layer: PositionedLayer) -> Tensor:
-        """Attention over everything that a layer holds, keys being rotated already."""
-        assert self.step is not None
-        assert isinstance(layer, WindowLayer)
-        mask = visible(self.step, layer, q.shape[2], k.shape[2])
-        return sdpa_attention_forward(module, layer.near(q, self.step.positions), k, v, mask, scaling=info.scaling)[0]
