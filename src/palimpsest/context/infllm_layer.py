@@ -182,15 +182,24 @@ class MemoryLayer(WindowLayer):
         there = rows.to(columns.device)[:, None]
         keys, values, received = (self.slot(name)[there, :, columns].transpose(1, 2) for name in ("keys", "values", "received"))
         keys = self.far(keys, self.ranks[there, columns])  # (rows, kv_heads, block, head_dim)
-        best = received.topk(self.method.repr_topk, dim=2).indices.transpose(2, 3)  # (rows, kv_heads, groups, repr_topk)
-        chosen = keys[:, :, None].expand(-1, -1, self.info.groups, -1, -1).gather(3, best[..., None].expand(*best.shape, keys.shape[-1]))
-        representatives = chosen.mean(3).flatten(1, 2)  # (rows, heads, head_dim)
+        representatives = self.represent(keys, received)
         if self.method.per_head:
             kv_heads = self.info.kv_heads
             rows = (rows[:, None] * kv_heads + torch.arange(kv_heads)).flatten()
             keys, values = keys.flatten(0, 1).unsqueeze(1), values.flatten(0, 1).unsqueeze(1)
             representatives = representatives.view(len(rows), self.info.groups, -1)
         self.store.append(keys, values, representatives, rows)
+
+    def represent(self, keys: Tensor, received: Tensor) -> Tensor:
+        """Of every block one vector for each query head, (rows, heads, head_dim): the mean of the keys that received the most.
+
+        Args:
+            keys: (rows, kv_heads, block, head_dim), at position 0.
+            received: (rows, kv_heads, block, groups), by each query head, in the time of the key in the window.
+        """
+        best = received.topk(self.method.repr_topk, dim=2).indices.transpose(2, 3)  # (rows, kv_heads, groups, repr_topk)
+        of_group = keys[:, :, None].expand(-1, -1, self.info.groups, -1, -1)
+        return of_group.gather(3, best[..., None].expand(*best.shape, keys.shape[-1])).mean(3).flatten(1, 2)
 
     def drop(self) -> None:
         """Drops the columns that no row needs any more: neither in the window of the next token nor remainder."""

@@ -1,0 +1,157 @@
+"""Claim check of InfLLM: what has left the window is found again, without training, and nothing is lost in fluency.
+
+Xiao et al., NeurIPS 2024, in two parts:
+
+1. *SmolLM2-135M in a window of 256 tokens* (32 first tokens, blocks of 32, six looked up): pass keys in 1,500 tokens, at depths where
+   they have left the window. InfLLM finds them, LM-Infinite with the same window does not; its loss on running text is within 3 %. Blocks
+   that are represented by keys drawn at random, in place of those that received the most attention, give the answer less probability.
+2. *A model trained on 256 tokens* (`short_context_lm`): its loss stays what it was up to 4,096 tokens, and it finds pass keys in 8,192,
+   32 times the length that it was trained on, where the model by itself and LM-Infinite have lost them.
+
+Pass keys are read before the question is known: context first, question behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.audit.alignment import ChatTemplate
+from palimpsest.context.attach import ContextMethod, LayerInfo
+from palimpsest.context.infllm import InfLLM
+from palimpsest.context.infllm_layer import MemoryLayer
+from palimpsest.context.lm_infinite import LMInfinite
+from palimpsest.evaluation.context_bench import passkey, stream_nll
+from palimpsest.evaluation.context_prompts import KeyPrompt
+from palimpsest.experiments.claim import Check, Claim, decides
+from palimpsest.experiments.short_context_lm import SMOKE, ShortLMConfig, held_out_haystack, held_out_rows, trained
+from palimpsest.measurement import Curve, Series
+from palimpsest.models.hf import HFModel
+from palimpsest.models.load import load_model
+
+STATEMENT = (
+    "Looking up blocks of distant keys by a few representative keys finds pass keys far behind the window without training, 32 times beyond "
+    "the trained length too, and costs nothing in fluency."
+)
+CHAT = ChatTemplate(
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_end|>",
+)
+SMOL: dict[str, Any] = {"n_init": 32, "n_local": 256, "block": 32, "repr_topk": 4, "exec_block": 64, "cached_blocks": 16}
+TOPK = 6
+DEPTHS = (0.1, 0.25, 0.4, 0.55, 0.7)
+TIMES = 32  # the trained length, for pass keys of the short model
+
+
+@dataclass(frozen=True)
+class RandomRepresentatives(InfLLM):
+    """InfLLM whose blocks are represented by keys drawn at random."""
+
+    def make_layer(self, info: LayerInfo) -> MemoryLayer:
+        return _RandomLayer(info, self)
+
+
+class _RandomLayer(MemoryLayer):
+    def represent(self, keys: Tensor, received: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seen)
+        return super().represent(keys, torch.rand(received.shape, generator=generator))
+
+
+def run(scale: str, seed: int) -> Claim:
+    """Asks both models for pass keys and reads running text with them.
+
+    Args:
+        scale: "smoke": the second part on a model that knows nothing; only its loss being finite is held against anything; "cpu".
+        seed: of keys and filler, and of the second part's model.
+
+    Raises:
+        InputError: the scale "gpu", which this experiment does not have.
+    """
+    full = decides(scale)
+    rows: list[dict[str, Any]] = []
+    checks = _smol(rows, seed) if full else []
+    short, curve = _short(rows, seed, full)
+    return Claim("infllm", STATEMENT, checks + short, rows, seed, scale, [], [curve])
+
+
+def _smol(rows: list[dict[str, Any]], seed: int) -> list[Check]:
+    model = load_model("smollm2-135m")
+    assert isinstance(model, HFModel)
+    haystack, prompt = held_out_haystack(model.tokenizer), KeyPrompt.chat(CHAT)
+    window = LMInfinite(SMOL["n_init"], SMOL["n_local"])
+    arms: dict[str, ContextMethod] = {
+        "InfLLM": InfLLM(**SMOL, topk=TOPK),
+        "LM-Infinite": window,
+        "random representatives": RandomRepresentatives(**SMOL, topk=TOPK),
+    }
+    exact, logprob = {}, {}
+    for name, arm in arms.items():
+        found = passkey(model, model.tokenizer, arm, haystack, 1500, DEPTHS, 3, chunk=SMOL["n_local"], prompt=prompt, seed=seed)
+        exact[name], logprob[name] = (found.summary[figure]["estimate"] for figure in ("exact", "logprob"))
+        rows.append({"model": "SmolLM2-135M", "arm": name, "tokens": 1500, "exact": exact[name], "logprob": logprob[name]})
+    texts = held_out_rows(model.tokenizer, 2, 1500)
+    loss = {}
+    for name in ("InfLLM", "LM-Infinite"):
+        found = stream_nll(model, model.tokenizer, arms[name], texts, chunk=SMOL["n_local"], edges=[0, 512], seed=seed)
+        loss[name] = found.summary["buckets"][-1]["nll"]["estimate"]
+        rows.append({"model": "SmolLM2-135M", "arm": name, "tokens": 1500, "nll": loss[name]})
+    return [
+        Check("SmolLM2: pass keys found in 1,500 tokens, window 256", exact["InfLLM"], ">=", 0.8, exact["LM-Infinite"], "share"),
+        Check("SmolLM2: pass keys found by LM-Infinite", exact["LM-Infinite"], "<=", 0.3, unit="share"),
+        Check("SmolLM2: loss of InfLLM over loss of LM-Infinite", loss["InfLLM"] / loss["LM-Infinite"], "<=", 1.03, unit="ratio"),
+        Check(
+            "SmolLM2: log-probability of the key, less that with random representatives",
+            logprob["InfLLM"] - logprob["random representatives"],
+            ">",
+            0,
+            unit="nat",
+        ),
+    ]
+
+
+def _short(rows: list[dict[str, Any]], seed: int, full: bool) -> tuple[list[Check], Curve]:
+    model = trained(ShortLMConfig(seed=seed) if full else SMOKE)
+    length = model.context_length
+    window, block = length // 2, length // 16
+    settings: dict[str, Any] = {"n_init": 10, "n_local": window, "block": block, "repr_topk": 4, "exec_block": length // 8}
+    arms: dict[str, ContextMethod | None] = {
+        "InfLLM": InfLLM(**settings, topk=4, cached_blocks=16),
+        "LM-Infinite": LMInfinite(10, window),
+        "the model itself": None,
+    }
+    texts = held_out_rows(model.tokenizer, 4 if full else 1, 16 * length)
+    edges = [0, window, *(length * times for times in (1, 2, 4, 8, 12))]
+    haystack = held_out_haystack(model.tokenizer)
+    losses: dict[str, dict[int, float]] = {}
+    exact, series = {}, []
+    for name, arm in arms.items():
+        found = stream_nll(model, model.tokenizer, arm, texts, chunk=length, edges=edges, batch=4, seed=seed)
+        losses[name] = {one["start"]: one["nll"]["estimate"] for one in found.summary["buckets"]}
+        rows += [{"model": "short", "arm": name, "tokens": start, "nll": nll} for start, nll in losses[name].items()]
+        points = [{"x": (one["start"] + one["end"]) / 2, "y": one["nll"]["estimate"]} for one in found.summary["buckets"]]
+        series.append(Series(name, points))
+        if arm is not None:
+            tokens = TIMES * length if full else 4 * length
+            found = passkey(model, model.tokenizer, arm, haystack, tokens, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
+            exact[name] = found.summary["exact"]["estimate"]
+            rows.append({"model": "short", "arm": name, "tokens": tokens, "exact": exact[name]})
+    own = length if full else 4 * length  # bytes as tokens take more room
+    inside = passkey(model, model.tokenizer, None, haystack, own, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
+    rows.append({"model": "short", "arm": "the model itself", "tokens": own, "exact": inside.summary["exact"]["estimate"]})
+    grown = {name: nll[12 * length] / nll[window] for name, nll in losses.items()}
+    checks = [
+        Check("short model: loss at 3,072-4,096 over loss at 128-256, InfLLM", grown["InfLLM"], "<=", 1.05, unit="ratio"),
+        Check("short model: loss at 3,072-4,096 over loss at 128-256, the model itself", grown["the model itself"], unit="ratio"),
+        Check("short model: pass keys found at 32 times its length", exact["InfLLM"], ">=", 0.8, exact["LM-Infinite"], "share"),
+        Check("short model: pass keys found there by LM-Infinite", exact["LM-Infinite"], "<=", 0.3, unit="share"),
+        Check("short model: pass keys that it finds by itself in 256 tokens", inside.summary["exact"]["estimate"], unit="share"),
+    ]
+    if not full:
+        checks = [Check(one.what, one.ours, one.relation, None, one.baseline, one.unit) for one in checks]
+        checks.insert(0, Check("short model: loss of InfLLM", losses["InfLLM"][0], ">", 0, unit="nat"))
+    curve = Curve("infllm-nll", "Loss by position", "position (tokens)", "nat per token", series, x_scale="log")
+    return checks, curve
