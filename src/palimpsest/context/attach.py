@@ -99,6 +99,19 @@ class ContextMethod:
     def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: Any) -> None:
         """Called after the attention of a layer, with the arguments of `attend`: where entries are scored and given up."""
 
+    def finish(self, info: LayerInfo, layer: Any) -> None:
+        """Called for every layer when `prefill` has read the whole of a text."""
+
+    def join(self, other: ContextMethod) -> ContextMethod | None:
+        """This method together with another, where it has its own way to go with it; None: by the rules of `compose`."""
+        return None
+
+    def __or__(self, other: ContextMethod) -> ContextMethod:
+        """`compose(self, other)`."""
+        from palimpsest.context.compose import compose
+
+        return compose(self, other)
+
     def rotary(self, rotary: RotaryMap) -> RotaryMap:
         """The map to use in place of the model's own; the same object leaves the model's alone."""
         return rotary

@@ -32,6 +32,9 @@ def compose(first: ContextMethod, second: ContextMethod) -> ContextMethod:
     Example:
         >>> both = compose(YaRN(factor=4), SnapKV(budget=512))                # doctest: +SKIP
     """
+    joined = first.join(second) or second.join(first)
+    if joined is not None:
+        return joined
     touched = {method: {place for place in PLACES if _takes(method, place)} for method in (first, second)}
     both = sorted(touched[first] & touched[second]) if first != second else ["everything"]
     if both:

@@ -64,6 +64,7 @@ class PositionedLayer(DynamicLayer):
         self.seen = 0
         self.has_empty = False
         self.free: Tensor | None = None  # (batch, kv_heads), the column that the next single token is written to
+        self.reading = False  # whether the tokens that come in are part of a text that `prefill` reads
         self.tail = 0  # columns at the end that were appended since anything was given up
         self._expected: Tensor | None = None
         super().__init__()
@@ -137,6 +138,20 @@ class PositionedLayer(DynamicLayer):
         self._expected = positions
         self.has_empty = self.has_empty or padded
 
+    def announced(self) -> Tensor:
+        """The positions that `expect` was told, (batch or 1, time), once.
+
+        Raises:
+            InputError: no session announced any, as when the cache is used after its session has ended.
+        """
+        positions, self._expected = self._expected, None
+        if positions is None:
+            raise InputError(
+                "This cache layer was written by a context method, and is used outside of its session.",
+                "Go on inside `with method(model):`, or start with a new cache.",
+            )
+        return positions
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Takes over type and device from the first keys; the buffers are made when they are needed."""
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -148,16 +163,11 @@ class PositionedLayer(DynamicLayer):
         Raises:
             InputError: no session announced positions, as when the cache is used after its session has ended.
         """
-        if self._expected is None:
-            raise InputError(
-                "This cache layer was written by a context method, and is used outside of its session.",
-                "Go on inside `with method(model):`, or start with a new cache.",
-            )
+        positions = self.announced()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch, heads, count = key_states.shape[:3]
-        positions = self._expected.to(torch.int32)[:, None].expand(batch, heads, count)
-        self._expected = None
+        positions = positions.to(torch.int32)[:, None].expand(batch, heads, count)
         self.take_in({"keys": key_states, "values": value_states, "positions": positions})
         return self.slot("keys"), self.slot("values")
 

@@ -8,6 +8,7 @@ the logits that are asked for are computed.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,22 +94,23 @@ def prefill(
     if session is not None:
         session.reset_peak()
     parts, peak = [], 0
-    for begin in range(0, count, chunk):
-        end = min(begin + chunk, count)
-        options: dict[str, Any] = {}
-        if attention_mask is not None and positions is not None:
-            options = {"attention_mask": attention_mask[:, : past + end], "position_ids": positions[:, past + begin : past + end]}
-        wanted = logits == "all" or (logits == "last" and end == count)
-        out = transformer(
-            ids[:, begin:end],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=0 if logits == "all" else 1,
-            **options,
-        )
-        if wanted:
-            parts.append(out.logits)
-        if session is None:
-            peak = max(peak, sum(layer_bytes(layer) for layer in cache.layers))
+    with nullcontext() if session is None else session.text():
+        for begin in range(0, count, chunk):
+            end = min(begin + chunk, count)
+            options: dict[str, Any] = {}
+            if attention_mask is not None and positions is not None:
+                options = {"attention_mask": attention_mask[:, : past + end], "position_ids": positions[:, past + begin : past + end]}
+            wanted = logits == "all" or (logits == "last" and end == count)
+            out = transformer(
+                ids[:, begin:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=0 if logits == "all" else 1,
+                **options,
+            )
+            if wanted:
+                parts.append(out.logits)
+            if session is None:
+                peak = max(peak, sum(layer_bytes(layer) for layer in cache.layers))
     held = sum(layer_bytes(layer) for layer in cache.layers)
     return Prefilled(cache, torch.cat(parts, dim=1) if parts else None, held, peak if session is None else session.peak_bytes)

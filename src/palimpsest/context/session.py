@@ -8,6 +8,8 @@ holds, then `observe`. It counts the bytes of all layers, and keeps the peak.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -81,6 +83,7 @@ class Session:
         self.cache: Cache | None = None
         self.peak_bytes = 0
         self.step: Step | None = None
+        self.reading = False  # whether the current forward pass is part of a text that `prefill` reads
         self._bytes: dict[int, int] = {}
         self._total = 0
         self._arguments = list(inspect.signature(decoder.forward).parameters)
@@ -98,6 +101,18 @@ class Session:
         if self.cache is None:
             raise InputError("The session has no cache yet.", "Run the model first.")
         return self.cache.layers[index]
+
+    @contextmanager
+    def text(self) -> Iterator[None]:
+        """What is run inside is one text in pieces; at its end the method is told that it has been read (`finish`)."""
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading = False
+        if self.cache is not None:
+            for index, info in self.infos.items():
+                self.method.finish(info, self.cache.layers[index])
 
     # One forward pass
 
@@ -146,6 +161,7 @@ class Session:
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, PositionedLayer):
                 layer.expect(positions, padded)
+                layer.reading = self.reading
             else:  # grown in the pass before
                 self._count(index, layer)
         return Step(positions, pad_mask, cache)
