@@ -27,7 +27,7 @@ def full_attention(model, x, valid=None):
     for layer in model.layers:
         attention = layer.attention
         q, k, v = attention.project(layer.norms[0](x)).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = attention._rotated(q, positions), attention._rotated(k, positions)
+        q, k = attention.rotary.rotate(q, positions), attention.rotary.rotate(k, positions)
         read = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         x = x + attention.output(read.transpose(1, 2).flatten(2))
         x = x + layer.narrow(torch.nn.functional.gelu(layer.wide(layer.norms[1](x))))

@@ -157,7 +157,7 @@ def test_a_state_can_be_reordered_and_weighed():
     turned = state.map(lambda part: part[torch.tensor([1, 0])])
     assert torch.equal(turned.keys[0], state.keys[1])
     assert torch.equal(turned.scores[1], state.scores[0])
-    assert state.nbytes == 2 * 2 * 6 * (8 * 4 + 8 * 4 + 8 + 1 + 4)
+    assert state.nbytes == 2 * 2 * 6 * (8 * 4 + 8 * 4 + 4 + 4)
 
 
 def test_bad_settings_are_refused():

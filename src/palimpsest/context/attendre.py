@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsest.context.evicting_memory import EvictingMemory, MemoryState
+from palimpsest.context.rotary import RotaryMap
 from palimpsest.errors import InputError
 
 
@@ -105,8 +106,7 @@ class AttendreAttention(nn.Module):
         self.memory = EvictingMemory(kv_capacity, policy, top_k)
         self.project = nn.Linear(d, 3 * d, bias=False)
         self.output = nn.Linear(d, d, bias=False)
-        size = d // heads
-        self.register_buffer("inv_freq", rope_base ** (-torch.arange(0, size, 2).float() / size), persistent=False)
+        self.rotary = RotaryMap.of_base(rope_base, d // heads)
 
     def start(self, batch: int) -> LayerState:
         """The state before the first chunk: an empty memory, and D queries of no token."""
@@ -134,7 +134,7 @@ class AttendreAttention(nn.Module):
         if self.q_delay % size:
             raise InputError(f"q_delay is {self.q_delay} and a chunk has {size} tokens.", "Give a delay that is a multiple of the chunk.")
         q, k, v = self.project(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self._rotated(q, chunk.positions), self._rotated(k, chunk.positions)
+        q, k = self.rotary.rotate(q, chunk.positions), self.rotary.rotate(k, chunk.positions)
         memory = self.memory.insert(state.memory, k, v, chunk.positions, chunk.valid)
         queries = torch.cat([state.queries, q], 2)
         tokens = [torch.cat(parts, 1) for parts in zip(state.waiting, chunk, strict=True)]
@@ -143,12 +143,6 @@ class AttendreAttention(nn.Module):
         memory = self.memory.update(memory, probs, visible)
         waiting = Chunk(*(part[:, size:] for part in tokens))
         return self.output(read.transpose(1, 2).flatten(2)), leaving, LayerState(memory, queries[:, :, size:], waiting)
-
-    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        angles = positions[:, None, :, None].float() * self.inv_freq  # (batch, 1, S, size / 2)
-        cos, sin = angles.cos(), angles.sin()
-        one, other = x.float().chunk(2, -1)
-        return torch.cat([one * cos - other * sin, other * cos + one * sin], -1).to(x.dtype)
 
 
 class AttendreLayer(nn.Module):

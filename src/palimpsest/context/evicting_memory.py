@@ -30,6 +30,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from palimpsest.context.layers import EMPTY
 from palimpsest.errors import InputError
 
 POLICIES = ("fifo", "lra", "lfa")
@@ -43,8 +44,7 @@ class MemoryState:
     Attributes:
         keys: (batch, kv heads, M, d).
         values: (batch, kv heads, M, d_v).
-        positions: (batch, kv heads, M) int64.
-        valid: (batch, kv heads, M) bool; False for an empty slot.
+        positions: (batch, kv heads, M) int32, `EMPTY` for an empty slot.
         scores: (batch, kv heads, M) float32, never negative.
         step: chunks that were read.
     """
@@ -52,9 +52,13 @@ class MemoryState:
     keys: Tensor
     values: Tensor
     positions: Tensor
-    valid: Tensor
     scores: Tensor
     step: int = 0
+
+    @property
+    def valid(self) -> Tensor:
+        """Which slots hold something, (batch, kv heads, M) bool."""
+        return self.positions >= 0
 
     @property
     def nbytes(self) -> int:
@@ -134,8 +138,7 @@ class EvictingMemory:
         return MemoryState(
             keys.new_zeros(*shape, keys.shape[-1]),
             values.new_zeros(*shape, values.shape[-1]),
-            torch.zeros(shape, dtype=torch.int64, device=keys.device),
-            torch.zeros(shape, dtype=torch.bool, device=keys.device),
+            torch.full(shape, EMPTY, dtype=torch.int32, device=keys.device),
             torch.zeros(shape, dtype=torch.float32, device=keys.device),
         )
 
@@ -193,8 +196,7 @@ class EvictingMemory:
         return MemoryState(
             written(state.keys, k),
             written(state.values, v),
-            written(state.positions, positions[:, None].expand(slots.shape)),
-            written(state.valid, torch.ones_like(slots, dtype=torch.bool)),
+            written(state.positions, positions[:, None].expand(slots.shape).to(torch.int32)),
             written(state.scores, torch.full_like(slots, score, dtype=torch.float32)),
             state.step + 1,
         )
