@@ -27,7 +27,7 @@ def packed_layer(seed, size=20, kept=5, kept_values=8, recent=4, d=8, window=6, 
     layer.expect(positions, bool(holes))
     layer.update(keys, values)
     q = torch.randn(2, 4, window, d)
-    layer.remember(q, positions[:, -window:], window)
+    layer.remember_last(q, positions[:, -window:], window)
     layer.pack(kept, kept_values, recent, 0, d**-0.5)
     return layer, q, keys, values, positions
 

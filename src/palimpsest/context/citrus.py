@@ -93,7 +93,7 @@ class CItruS(ContextMethod):
         self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: CitrusLayer
     ) -> Tensor:
         count = q.shape[2]
-        if layer.mode == "append" or (count == 1 and not layer.reading):
+        if layer.mode == "append" or (layer.mode == "stream" and count == 1):
             self.settle(info, layer, own=count)
             q = self.place(info, q, position_ids, layer)
             return _attention(q, layer.slot("keys"), v, layer.held(), info.scaling)

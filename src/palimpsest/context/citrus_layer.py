@@ -19,6 +19,8 @@ class CitrusLayer(PositionedLayer):
         settled: whether the keys are rotated to their index already.
     """
 
+    lasting = ("count",)
+
     def __init__(self) -> None:
         super().__init__()
         self.mode = "stream"

@@ -20,7 +20,7 @@ into `slots` (aligned with the columns) or `rows` (aligned with the batch) and t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class PositionedLayer(DynamicLayer):
         ([0, 4], 5)
     """
 
+    lasting: ClassVar[tuple[str, ...]] = ()  # `rows` that are needed also when nothing is given up any more
     is_croppable = False  # for transformers: a roll-back may fail, so its loops that rely on one are not taken
 
     def __init__(self, owner: Any = None) -> None:

@@ -40,18 +40,18 @@ class PackedKeyLayer(PositionedLayer):
         valid = self.rows.get("packed_valid")
         return super().lengths + (self.rows["packed_keys"].shape[2] if valid is None else valid.sum(-1))
 
-    def remember(self, q: Tensor, position_ids: Tensor, window: int) -> None:
+    def remember_last(self, q: Tensor, position_ids: Tensor, window: int) -> None:
         """Keeps the last `window` queries of the prompt, (batch, heads, w, d), and their positions, until it is packed."""
         positions = position_ids.expand(q.shape[0], -1)
-        if "queries" in self.rows and q.shape[2] < window:
-            q = torch.cat([self.rows["queries"], q], 2)
-            positions = torch.cat([self.rows["query_positions"], positions], 1)
-        self.rows["queries"] = q[:, :, -window:].clone()
-        self.rows["query_positions"] = positions[:, -window:].clone()
+        if "last_queries" in self.rows and q.shape[2] < window:
+            q = torch.cat([self.rows["last_queries"], q], 2)
+            positions = torch.cat([self.rows["last_positions"], positions], 1)
+        self.rows["last_queries"] = q[:, :, -window:].clone()
+        self.rows["last_positions"] = positions[:, -window:].clone()
 
     def window_length(self) -> int:
         """Queries that are remembered in the row that has the fewest."""
-        positions = self.rows.get("query_positions")
+        positions = self.rows.get("last_positions")
         return 0 if positions is None else int((positions >= 0).sum(1).amin())
 
     def pack(self, kept: int, kept_values: int, recent: int, own: int, scaling: float) -> None:
@@ -63,7 +63,7 @@ class PackedKeyLayer(PositionedLayer):
             own: columns at the end that are not of the prompt.
             scaling: of the logits.
         """
-        q, q_pos = self.rows.pop("queries"), self.rows.pop("query_positions")
+        q, q_pos = self.rows.pop("last_queries"), self.rows.pop("last_positions")
         size = self.length - own
         keys, values, positions = (self.slot(name)[:, :, :size] for name in ("keys", "values", "positions"))
         valid = positions >= 0 if self.has_empty else None
@@ -80,7 +80,9 @@ class PackedKeyLayer(PositionedLayer):
         rows["packed_values"] = packed_values
         if valid is not None:
             rows["packed_valid"] = valid.gather(2, old)
-        self.slots = {name: self.slots[name] for name in ("keys", "values", "positions")}  # what the other method noted goes
+        # what the other method noted goes
+        self.slots = {name: self.slots[name] for name in ("keys", "values", "positions")}
+        self.rows = {name: self.rows[name] for name in self.lasting if name in self.rows}
         self.keep(torch.cat([order[:, :, size - whole :], torch.arange(size, self.length).expand(*order.shape[:2], -1).to(order)], 2))
         self.rows.update(rows)
 

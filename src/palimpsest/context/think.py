@@ -122,7 +122,7 @@ class ThinK(ContextMethod):
         if self._kept(info.head_dim) != (info.head_dim, info.head_dim):
             if self.keys == "pre_rope":
                 q = self.after.rotated(info, q, position_ids, layer)  # type: ignore[union-attr]
-            layer.remember(q, position_ids, self.window)
+            layer.remember_last(q, position_ids, self.window)
 
     def finish(self, info: LayerInfo, layer: PackedKeyLayer) -> None:
         self._pack(info, layer, own=0)
