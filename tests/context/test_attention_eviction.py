@@ -17,14 +17,14 @@ POLICIES = ["fifo", "lra", "lfa"]
 def test_with_room_for_all_it_is_the_model_itself(model, ids):
     own, text = logits(model, ids), greedy(model, ids)
     for policy in POLICIES:
-        with AttentionEviction(policy, capacity=64, chunk=7)(model):
+        with AttentionEviction(policy, budget=64, chunk=7)(model):
             torch.testing.assert_close(logits(model, ids), own, atol=1e-4, rtol=1e-4)
             assert torch.equal(greedy(model, ids), text)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_pass_and_one_pass_a_chunk_are_the_same(llama, ids, policy):
-    method = AttentionEviction(policy, capacity=16, sinks=2, chunk=8)
+    method = AttentionEviction(policy, budget=16, sinks=2, chunk=8)
     with method(llama) as session:
         once = logits(llama, ids)
         positions = session.layer(2).positions.clone()
@@ -36,7 +36,7 @@ def test_one_pass_and_one_pass_a_chunk_are_the_same(llama, ids, policy):
 
 
 def test_the_first_layer_forgets_the_oldest(llama, ids):
-    with AttentionEviction("fifo", capacity=16, chunk=4)(llama) as session:
+    with AttentionEviction("fifo", budget=16, chunk=4)(llama) as session:
         greedy(llama, ids, count=10)
         for index in range(3):
             assert sorted(session.layer(index).positions[0, 1].tolist()) == list(range(33, 49))
@@ -44,7 +44,7 @@ def test_the_first_layer_forgets_the_oldest(llama, ids):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_padded_batch_gives_what_its_rows_give_alone(llama, ids, policy):
-    method, short = AttentionEviction(policy, capacity=16, sinks=1, chunk=5), ids[1:, 12:]
+    method, short = AttentionEviction(policy, budget=16, sinks=1, chunk=5), ids[1:, 12:]
     both = torch.cat([ids[:1], torch.cat([torch.zeros(1, 12, dtype=torch.long), short], 1)])
     mask = torch.ones_like(both)
     mask[1, :12] = 0
@@ -55,14 +55,14 @@ def test_a_padded_batch_gives_what_its_rows_give_alone(llama, ids, policy):
 
 
 def test_beams_move_the_memory(llama, ids):
-    with AttentionEviction("lfa", capacity=16, chunk=4)(llama):
+    with AttentionEviction("lfa", budget=16, chunk=4)(llama):
         beams = greedy(llama, ids, num_beams=3, num_return_sequences=3)
         again = greedy(llama, ids[:1], num_beams=3, num_return_sequences=3)
     assert torch.equal(beams[:3], again)
 
 
 def test_bytes_do_not_grow(llama, ids):
-    with AttentionEviction("lra", capacity=16, chunk=8)(llama) as session:
+    with AttentionEviction("lra", budget=16, chunk=8)(llama) as session:
         read = prefill(session, ids, chunk=8)
         assert read.nbytes == 3 * 2 * 2 * 16 * (2 * 8 * 4 + 4 + 4)
         llama(ids[:, :1], past_key_values=read.cache)
@@ -74,10 +74,10 @@ def test_misuse_is_refused_with_a_reason(llama, ids):
     with pytest.raises(InputError, match="chunk is 0"):
         AttentionEviction(chunk=0)
     with pytest.raises(InputError, match="capacity of at least 40"):
-        AttentionEviction(capacity=39, sinks=8, chunk=32)
+        AttentionEviction(budget=39, sinks=8, chunk=32)
     with pytest.raises(InputError, match="policy"):
         AttentionEviction("lru")
-    with AttentionEviction(capacity=16, chunk=8)(llama) as session:
+    with AttentionEviction(budget=16, chunk=8)(llama) as session:
         cache = prefill(session, ids).cache
         with pytest.raises(CannotRollbackError):
             cache.layers[0].crop(-1)

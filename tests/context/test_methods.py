@@ -16,6 +16,9 @@ OPTIONS = {
     "snapkv": {"budget": 16, "window": 4, "kernel": 3},
     "dynamic-ntk": {"trained_length": 16},
     "yarn": {"factor": 4.0, "trained_length": 64},
+    "attendre": {"budget": 12, "chunk": 4},
+    "citrus": {"k": 6, "chunk": 8, "cache": "standard"},
+    "think": {"ratio": 0.5, "window": 4, "recent": 4},
     "self-extend": {"group": 3, "neighbours": 8},
 }
 BOUNDED = [m.name for m in methods() if m.has_budget]

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from palimpsest.context import compose, prefill
+from palimpsest.context.h2o import H2O
 from palimpsest.context.layers import PositionedLayer
 from palimpsest.context.packed import PackedKeyLayer, key_scores, largest, value_scores
+from palimpsest.context.snapkv import SnapKV
 from palimpsest.context.think import ThinK
 from palimpsest.errors import InputError
 
@@ -193,6 +195,24 @@ def test_after_a_method_that_evicts(llama, ids):
         together = greedy(llama, ids, count=1)
     with Window(budget=24)(llama):
         assert torch.equal(together, greedy(llama, ids, count=1))
+
+
+@pytest.mark.parametrize("method", [H2O(24), SnapKV(24, window=4, kernel=3)], ids=repr)
+def test_after_the_methods_of_the_papers_tables(llama, ids, method):
+    pair = ThinK(ratio=0.5, window=4, recent=4) | method
+    with method(llama) as session:
+        kept = prefill(session, ids, chunk=10)
+        positions = [set(row) for row in session.layer(1).positions.flatten(0, 1).tolist()]
+    with pair(llama) as session:
+        read = prefill(session, ids, chunk=10)
+        layer = session.layer(1)
+        assert layer.lengths.tolist() == [[24, 24], [24, 24]]
+        assert {"packed_keys", "packed_values", "channels"} == set(layer.rows)
+        for row, before in zip(layer.positions.flatten(0, 1).tolist(), positions, strict=True):
+            assert sorted(before)[-4:] == row
+        greedy(llama, torch.cat([ids, ids[:, :1]], 1), past_key_values=read.cache)
+        assert layer.lengths.tolist() == [[36, 36], [36, 36]]  # nothing more is given up
+    assert read.nbytes < 0.85 * kept.nbytes
 
 
 def test_misuse_is_refused_with_a_reason(llama, ids):

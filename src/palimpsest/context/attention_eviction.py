@@ -1,6 +1,6 @@
 """Attendre's eviction policies for a causal language model as it is (016): a cache of fixed size in every layer.
 
-Yang and Hua (2024, arXiv 2401.04881). Every layer has an `EvictingMemory` of `capacity` slots a head in place of its cache. A prompt is
+Yang and Hua (2024, arXiv 2401.04881). Every layer has an `EvictingMemory` of `budget` slots a head in place of its cache. A prompt is
 read in chunks of S tokens: their keys and values take the slots of those that were attended first ("fifo"), least recently ("lra") or least
 frequently ("lfa"), and only then do the chunk's queries look. What a layer gives for a chunk depends on the chunks before it at this layer
 alone, so reading a long prompt in one forward pass, chunk by chunk inside of every layer, is the same as a forward pass a chunk.
@@ -27,11 +27,11 @@ from palimpsest.errors import InputError
 
 @dataclass(frozen=True)
 class AttentionEviction(ContextMethod):
-    """Keeps `capacity` tokens a head, and lets go of the oldest or the least attended.
+    """Keeps `budget` tokens a head, and lets go of the oldest or the least attended.
 
     Args:
         policy: "fifo", "lra" or "lfa".
-        capacity: slots of every kv head.
+        budget: slots of every kv head, the capacity of its memory.
         sinks: tokens at the beginning that are never evicted.
         chunk: tokens that come in together, S; so many of the newest are never evicted.
         top_k: entries that a query reads; None: all.
@@ -39,15 +39,15 @@ class AttentionEviction(ContextMethod):
         decay: of the counts of "lfa", a chunk (a token while decoding).
 
     Raises:
-        InputError: a value out of range, or a capacity below sinks + chunk.
+        InputError: a value out of range, or a budget below sinks + chunk.
 
     Example:
-        >>> with AttentionEviction("lfa", capacity=256)(model) as session:                  # doctest: +SKIP
+        >>> with AttentionEviction("lfa", budget=256)(model) as session:                  # doctest: +SKIP
         ...     model.generate(ids, max_new_tokens=100)
     """
 
     policy: str = "lfa"
-    capacity: int = 512
+    budget: int = 512
     sinks: int = 0
     chunk: int = 64
     top_k: int | None = None
@@ -62,7 +62,7 @@ class AttentionEviction(ContextMethod):
     @property
     def memory(self) -> EvictingMemory:
         """The rules of every layer's memory."""
-        return EvictingMemory(self.capacity, self.policy, self.top_k, self.per_head, self.decay, self.sinks, recent=self.chunk)
+        return EvictingMemory(self.budget, self.policy, self.top_k, self.per_head, self.decay, self.sinks, recent=self.chunk)
 
     def make_layer(self, info: LayerInfo) -> MemoryLayer:
         return MemoryLayer(self.memory)

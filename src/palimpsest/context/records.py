@@ -141,5 +141,36 @@ METHODS: tuple[Method, ...] = (
     _evicting("snapkv", "SnapKV", "arXiv 2404.14469", "snapkv:SnapKV", 4.0, needs_question=True, smallest=2, suggest=_window(4)),
     _evicting("knorm", "Knorm (smallest norms)", "arXiv 2406.11430", "key_scores:Knorm", 1.0),
     _evicting("keydiff", "KeyDiff", "arXiv 2504.15364", "key_scores:KeyDiff", 2.0),
+    _evicting(
+        "attendre",
+        "Attendre's eviction by attention (LFA, LRA, FIFO)",
+        "arXiv 2401.04881",
+        "attention_eviction:AttentionEviction",
+        2.0,
+        smallest=2,
+        suggest=lambda length, trained, budget: {"budget": budget, "chunk": max(1, min(64, budget // 4))},
+    ),
+    Method(
+        "citrus",
+        "CItruS (instruction-aware eviction)",
+        "arXiv 2406.12018",
+        "cache: token eviction",
+        "palimpsest.context.citrus:CItruS",
+        positions="compact",
+        needs_question=True,
+        read=lambda length, budget: min(length, 768),
+        held=lambda length, budget: 2 * min(length, 1024),  # two caches of k + chunk, as in the release
+        beyond_trained=True,
+        standing=3.0,
+    ),
+    Method(
+        "think",
+        "ThinK (thinner keys)",
+        "arXiv 2407.21018",
+        "cache: channel pruning",
+        "palimpsest.context.think:ThinK",
+        held=lambda length, budget: 0.8 * length,  # 0.4 of the key channels go
+        standing=1.0,
+    ),
     _evicting("random", "Random", "a baseline", "key_scores:Random", -8.0),
 )
