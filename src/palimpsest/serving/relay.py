@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from palimpsest.context.attach import ContextMethod, attach
 from palimpsest.context.prefill import prefill
-from palimpsest.context.session import LayerInfo, Session
+from palimpsest.context.session import LayerInfo, Session, causal
 from palimpsest.errors import InputError, UnsupportedModelError
 from palimpsest.models.batching import check_rows
 from palimpsest.serving.lse import attention_lse, merge
@@ -185,8 +185,8 @@ class RelaySession(Session):
             padding = None
         if count == 1:
             return None if padding is None else padding[:, None, None]
-        causal = self.step.causal(count, columns, inputs.device)
-        return causal if padding is None else causal & padding[:, None, None]
+        visible = causal(count, columns, inputs.device)
+        return visible if padding is None else visible & padding[:, None, None]
 
     def run(
         self, module: torch.nn.Module, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]
