@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.context.layers import EMPTY, STEP, PositionedLayer
@@ -36,6 +36,7 @@ def held(layer):
     return out
 
 
+@settings(max_examples=40)
 @given(st.lists(st.one_of(st.integers(1, 5), st.just("drop"), st.just("keep"), st.just("crop")), max_size=30), st.randoms())
 def test_entries_come_and_go_as_in_a_list(moves, random):
     layer = PositionedLayer()

@@ -43,6 +43,7 @@ class PositionedLayer(DynamicLayer):
         rows: tensors aligned with the batch in their first axis.
         length: columns in use; `seen`: tokens that came in.
         has_empty: whether some column in use may be `EMPTY`.
+        given_up: whether entries ever went, so that heads may hold different ones.
 
     Example:
         >>> layer = PositionedLayer()
@@ -64,6 +65,7 @@ class PositionedLayer(DynamicLayer):
         self.length = 0
         self.seen = 0
         self.has_empty = False
+        self.given_up = False
         self.free: Tensor | None = None  # (batch, kv_heads), the column that the next single token is written to
         self.reading = False  # whether the tokens that come in are part of a text that `prefill` reads
         self.tail = 0  # columns at the end that were appended since anything was given up
@@ -226,7 +228,7 @@ class PositionedLayer(DynamicLayer):
         if valid is not None:
             self.slots["positions"][:, :, :kept].masked_fill_(~valid, EMPTY)
         may_be_empty = self.has_empty or self.free is not None or valid is not None
-        self.length, self.tail, self.free = kept, 0, None
+        self.length, self.tail, self.free, self.given_up = kept, 0, None, True
         self.has_empty = may_be_empty and bool((self.positions < 0).any())
 
     def give_up(self, column: Tensor) -> None:
@@ -236,7 +238,7 @@ class PositionedLayer(DynamicLayer):
             column: (batch, kv_heads), integer.
         """
         self.slots["positions"].scatter_(2, column[..., None], EMPTY)
-        self.free, self.tail = column, 0
+        self.free, self.tail, self.given_up = column, 0, True
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the last tokens back; as in transformers the number is negative.
@@ -275,7 +277,7 @@ class PositionedLayer(DynamicLayer):
         """Forgets everything."""
         self.slots, self.rows, self.free = {}, {}, None
         self.length = self.seen = self.tail = 0
-        self.has_empty = self.is_initialized = False
+        self.has_empty = self.given_up = self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Goes over to other rows of the batch, as beam search does."""

@@ -172,5 +172,18 @@ METHODS: tuple[Method, ...] = (
         held=lambda length, budget: 0.8 * length,  # 0.4 of the key channels go
         standing=1.0,
     ),
+    _evicting(
+        "pyramidkv",
+        "PyramidKV",
+        "arXiv 2406.02069",
+        "layer_budgets:PyramidKV",
+        3.0,
+        needs_question=True,
+        smallest=2,
+        suggest=_window(4),
+    ),
+    _evicting("chunkkv", "ChunkKV", "arXiv 2502.00299", "layer_budgets:ChunkKV", 3.0, needs_question=True, smallest=2, suggest=_window(4)),
+    _evicting("adakv", "AdaKV", "arXiv 2407.11550", "ada_kv:AdaKV", 3.5, needs_question=True, smallest=2, suggest=_window(4)),
+    _evicting("expected-attention", "Expected Attention", "arXiv 2510.00636", "expected_attention:ExpectedAttention", 2.5, smallest=5),
     _evicting("random", "Random", "a baseline", "key_scores:Random", -8.0),
 )

@@ -253,7 +253,7 @@ def visible(layer: PositionedLayer, queries: int, columns: int) -> Tensor | None
     those up to its own.
     """
     valid = layer.valid()
-    if valid is not None and layer.length == layer.seen:  # nothing was given up: heads hold the same
+    if valid is not None and not layer.given_up:  # heads hold the same
         valid = valid[:, :1]
     if queries == 1:
         return None if valid is None else valid[:, :, None]

@@ -75,7 +75,12 @@ class SnapKV(EvictingMethod):
             layer.rows["queries"], k, layer.rows["query_positions"], layer.positions, scaling=info.scaling, reduce="mean"
         )
         inside = layer.positions > position_ids.amax(-1)[:, None, None] - self.window
-        return avg_pool1d(votes.masked_fill(inside, 0.0), self.kernel, stride=1, padding=self.kernel // 2)
+        return smooth(votes.masked_fill(inside, 0.0), self.kernel)
+
+
+def smooth(votes: Tensor, kernel: int) -> Tensor:
+    """The mean over `kernel` neighbouring columns, with zeros beyond both ends."""
+    return avg_pool1d(votes, kernel, stride=1, padding=kernel // 2)
 
 
 class QueryLayer(RankedLayer):
