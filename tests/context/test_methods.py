@@ -24,6 +24,8 @@ OPTIONS = {
     "citrus": {"k": 6, "chunk": 8, "cache": "standard"},
     "think": {"ratio": 0.5, "window": 4, "recent": 4},
     "self-extend": {"group": 3, "neighbours": 8},
+    "lm-infinite": {"n_global": 3, "n_local": 16},
+    "infllm": {"n_init": 3, "n_local": 16, "block": 4, "topk": 2, "repr_topk": 2, "exec_block": 8, "cached_blocks": 4},
 }
 BOUNDED = [m.name for m in methods() if m.has_budget]
 

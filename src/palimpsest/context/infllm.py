@@ -119,9 +119,8 @@ class InfLLM(ContextMethod):
         distance = ranks[:, :, None] - key_ranks[:, None]  # (batch, time, columns)
         close = (distance >= 0) & (distance < self.n_local) & (key_ranks[:, None] >= 0)
         branches = [branch(near, keys, values, info.scaling, close[:, None])]
-        if self.n_init:
-            beginning = ranks[:, :, None] - torch.arange(self.n_init, device=ranks.device) >= self.n_local
-            branches.append(branch(far, layer.first_keys, layer.first_values, info.scaling, beginning[:, None]))
+        beginning = ranks[:, :, None] - torch.arange(self.n_init, device=ranks.device) >= self.n_local
+        branches.append(branch(far, layer.first_keys, layer.first_values, info.scaling, beginning[:, None]))
         left = keys.shape[2] - self.n_local  # columns that some query has behind its window
         if self.topk and left > 0:
             remainder = (distance[..., :left] >= self.n_local) & (key_ranks[:, None, :left] >= layer.stored[:, None, None].to(ranks.device))

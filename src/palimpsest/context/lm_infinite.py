@@ -27,7 +27,7 @@ from torch import Tensor
 
 from palimpsest.context.attach import ContextMethod, LayerInfo
 from palimpsest.context.session import attend_dense
-from palimpsest.context.two_branch import branch, nearest, one_softmax
+from palimpsest.context.two_branch import branch, nearest, two_branch_attention
 from palimpsest.context.window import WindowLayer, WindowSession
 from palimpsest.errors import InputError
 
@@ -109,18 +109,23 @@ class LMInfinite(ContextMethod):
             block, ranks = q[:, :, begin:end], position_ids[:, begin:end]
             distance = ranks[:, :, None] - layer.ranks[:, None, near]
             close = (distance >= 0) & (distance < n_local) & (layer.ranks[:, None, near] >= 0)
-            branches = [branch(layer.near(block, ranks), k[:, :, near], v[:, :, near], info.scaling, close[:, None])]
-            if self.n_global:
-                beginning = ranks[:, :, None] - torch.arange(self.n_global, device=q.device) >= n_local
-                there = self._at(block, ranks, self.distance_ceiling or n_local, info)
-                branches.append(branch(there, layer.first_keys, layer.first_values, info.scaling, beginning[:, None]))
+            beginning = ranks[:, :, None] - torch.arange(self.n_global, device=q.device) >= n_local
+            there = self._at(block, ranks, self.distance_ceiling or n_local, info)
+            others = []
             if isinstance(layer, _MiddleLayer):
-                there = self._at(block, ranks, self.middle_distance or max(1, n_local // 2), info)
                 distance = ranks[:, :, None] - layer.ranks[:, None]
                 middle = (distance >= n_local) & (layer.ranks[:, None] >= self.n_global)
-                logits = branch(there, layer.slot("far_keys"), v, info.scaling, middle[:, None]).logits
-                branches.append(nearest(logits, v, self.middle_topk)[0])
-            outs.append(one_softmax(branches)[0])
+                halfway = self._at(block, ranks, self.middle_distance or max(1, n_local // 2), info)
+                logits = branch(halfway, layer.slot("far_keys"), v, info.scaling, middle[:, None]).logits
+                others.append(nearest(logits, v, self.middle_topk)[0])
+            outs.append(
+                two_branch_attention(
+                    (layer.near(block, ranks), k[:, :, near], v[:, :, near], close[:, None]),
+                    (there, layer.first_keys, layer.first_values, beginning[:, None]),
+                    info.scaling,
+                    others,
+                )
+            )
         return torch.cat(outs, dim=1)
 
     def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: Any) -> None:

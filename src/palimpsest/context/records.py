@@ -67,6 +67,15 @@ def _self_extend(length: int, trained: int, budget: int) -> dict[str, Any]:
     return {"neighbours": neighbours, "group": max(1, -(-max(0, length - neighbours) // max(1, trained - neighbours)))}
 
 
+def _lm_infinite(length: int, trained: int, budget: int) -> dict[str, Any]:
+    return {"n_local": max(1, min(4096, trained // 2))}
+
+
+def _infllm(length: int, trained: int, budget: int) -> dict[str, Any]:
+    n_local, block = max(1, min(4096, trained // 2)), max(4, min(128, trained // 64))
+    return {"n_init": min(128, trained // 8), "n_local": n_local, "block": block, "exec_block": min(512, n_local)}
+
+
 def _scaler(name: str, title: str, source: str, standing: float, **options: Any) -> Method:
     return Method(
         name,
@@ -186,4 +195,35 @@ METHODS: tuple[Method, ...] = (
     _evicting("adakv", "AdaKV", "arXiv 2407.11550", "ada_kv:AdaKV", 3.5, needs_question=True, smallest=2, suggest=_window(4)),
     _evicting("expected-attention", "Expected Attention", "arXiv 2510.00636", "expected_attention:ExpectedAttention", 2.5, smallest=5),
     _evicting("random", "Random", "a baseline", "key_scores:Random", -8.0),
+    Method(
+        "lm-infinite",
+        "LM-Infinite (window, first tokens, a ceiling of distances)",
+        "arXiv 2308.16137",
+        "attention: sink",
+        "palimpsest.context.lm_infinite:LMInfinite",
+        read=lambda length, budget: min(length, 4096 + 10),
+        held=lambda length, budget: min(length, 4096 + 10),
+        beyond_trained=True,
+        standing=1.2,
+        suggest=_lm_infinite,
+    ),
+    Method(
+        "infllm",
+        "InfLLM (window and looked-up blocks)",
+        "arXiv 2402.04617",
+        "attention: retrieval-memory",
+        "palimpsest.context.infllm:InfLLM",
+        read=lambda length, budget: min(length, 128 + 4096 + (16 + 1) * 128),
+        beyond_trained=True,
+        standing=2.6,
+        suggest=_infllm,
+    ),
+    Method(
+        "extended-mind",
+        "Extended Mind (a memorised text beside the context)",
+        "arXiv 2406.02332",
+        "attention: retrieval-memory",
+        "palimpsest.context.extended_mind:ExtendedMind",
+        standing=-8.0,  # without a memory bank it does nothing
+    ),
 )

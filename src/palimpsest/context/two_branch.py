@@ -93,22 +93,26 @@ def one_softmax(branches: Sequence[Branch]) -> tuple[Tensor, list[Tensor]]:
 
 
 def two_branch_attention(
-    near: tuple[Tensor, Tensor, Tensor, Tensor | None], far: tuple[Tensor, Tensor, Tensor, Tensor | None], scale: float
+    near: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    far: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    scale: float,
+    others: Sequence[Branch] = (),
 ) -> Tensor:
-    """Near and far keys under one softmax.
+    """Near and far keys, and further branches if there are any, under one softmax.
 
     Args:
         near, far: (q, k, v, mask) as of `branch`: the same queries, rotated for near and for far keys.
         scale: of the logits.
+        others: of the same queries.
 
     Returns:
         (batch, time, heads, head_dim).
 
     Example:
-        >>> rotated, unrotated = rotate(k, positions), k                                              # doctest: +SKIP
-        >>> two_branch_attention((rotate(q, positions), rotated, v, close), (rotate(q, ceiling), unrotated, v, first), d**-0.5)
+        >>> near = (rotate(q, positions), rotate(k, positions), v, close)                               # doctest: +SKIP
+        >>> two_branch_attention(near, (rotate(q, ceiling), k, v, first), head_dim**-0.5).shape        # doctest: +SKIP
     """
-    return one_softmax([branch(*near[:3], scale, near[3]), branch(*far[:3], scale, far[3])])[0]
+    return one_softmax([branch(*near[:3], scale, near[3]), branch(*far[:3], scale, far[3]), *others])[0]
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class WindowLayer(PositionedLayer):
         self.rotary, self.n_first = rotary, n_first
         self.span = max(ANCHOR_SPAN, 2 * n_local)
         self.anchor = 0
-        self._first_complete = n_first == 0
+        self._first_complete = False
 
     @property
     def first_keys(self) -> Tensor:
@@ -96,12 +96,12 @@ class WindowLayer(PositionedLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """See `PositionedLayer.crop`."""
         super().crop(tokens_to_remove)
-        self._first_complete = self.n_first == 0
+        self._first_complete = False
 
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self.anchor, self._first_complete = 0, self.n_first == 0
+        self.anchor, self._first_complete = 0, False
 
 
 class WindowSession(Session):

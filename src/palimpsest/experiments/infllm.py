@@ -33,8 +33,8 @@ from palimpsest.models.hf import HFModel
 from palimpsest.models.load import load_model
 
 STATEMENT = (
-    "Looking up blocks of distant keys by a few representative keys finds pass keys far behind the window without training, 32 times beyond "
-    "the trained length too, and costs nothing in fluency."
+    "Looking up blocks of distant keys by a few representative keys finds pass keys far behind the window without training, also at 32 "
+    "times the trained length, and costs nothing in fluency."
 )
 CHAT = ChatTemplate(
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n",

@@ -23,8 +23,8 @@ from palimpsest.experiments.short_context_lm import SMOKE, ShortLMConfig, held_o
 from palimpsest.measurement import Curve, Series
 
 STATEMENT = (
-    "The first tokens and a window, at distances that the model knows, keep a model trained on 256 tokens fluent at eight times that length "
-    "for a cache of constant size; with a few middle keys it also finds what has left the window."
+    "The first tokens and a window, at distances that the model knows, keep a model trained on 256 tokens fluent at eight times its "
+    "length for a cache of constant size; with a few middle keys it also finds what has left the window."
 )
 N_GLOBAL = 10
 MIDDLE = {"middle_topk": 5, "middle_from_layer": 1}
@@ -65,7 +65,8 @@ def run(scale: str, seed: int) -> Claim:
             points = [{"x": (one["start"] + one["end"]) / 2, "y": one["nll"]["estimate"]} for one in buckets]
             series.append(Series(name, points))
     sizes = [
-        stream_nll(model, model.tokenizer, method, texts[:1, :tokens], chunk=length).summary["bytes"] for tokens in (window + N_GLOBAL, 8 * length)
+        stream_nll(model, model.tokenizer, method, texts[:1, :tokens], chunk=length).summary["bytes"]
+        for tokens in (window + N_GLOBAL, 8 * length)
     ]
     haystack = held_out_haystack(model.tokenizer)
     asked = {
