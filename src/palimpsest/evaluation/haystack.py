@@ -106,6 +106,8 @@ class Haystack:
         self._ids = np.concatenate([np.array(ids, np.int64) for ids in encoded])
         self._ends = np.cumsum([len(ids) for ids in encoded])
         self.tokens = len(self._ids)
+        self._is_end = np.zeros(self.tokens, bool)  # of each token, whether a sentence ends behind it
+        self._is_end[self._ends - 1] = True
 
     def make(self, recipe: Recipe, *, forbidden: Sequence[str] = ()) -> Context:
         """The context of a recipe.
@@ -135,7 +137,7 @@ class Haystack:
                 "Ask for a longer context.",
             )
         filler, ends = self._filler(room, recipe.seed)
-        held = f" {' '.join(words(self.tokenizer.decode(filler)))} "
+        held = f" {' '.join(words(self.tokenizer.decode(filler)))} " if forbidden else ""
         hits = [text for text in forbidden if f" {' '.join(words(text))} " in held]
         if hits:
             raise InputError(f"The filler holds {hits[0]!r}.", "Choose other filler, another seed or another needle.")
@@ -161,7 +163,7 @@ class Haystack:
         stop = int(stops[rng.integers(len(stops))])
         positions = np.arange(stop - room, stop)
         ids = self._ids[positions % self.tokens]
-        ends = np.flatnonzero(np.isin(positions % self.tokens + 1, self._ends)) + 1
+        ends = np.flatnonzero(self._is_end[positions % self.tokens]) + 1
         return ids, ends
 
 
