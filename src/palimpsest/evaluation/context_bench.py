@@ -32,6 +32,7 @@ from torch import Tensor
 
 from palimpsest.context.attach import ContextMethod, unwrap
 from palimpsest.context.prefill import Prefilled, prefill
+from palimpsest.context.writing import read_for
 from palimpsest.errors import InputError
 from palimpsest.evaluation.context_prompts import KeyPrompt, KeySample, named_key_samples, passkey_samples
 from palimpsest.evaluation.context_reading import CHUNK, attached, describe, kv_bytes, literals, provenance_of, throughput, with_bos
@@ -266,18 +267,19 @@ def _answers(session: Any, context: Tensor, sample: KeySample, query_aware: bool
     device = context.device
     questions = [torch.from_numpy(question.ids)[None].to(device) for question in sample.questions]
     began = time.perf_counter()
-    read = prefill(session, torch.cat([context, questions[0]], dim=1) if query_aware else context, chunk, logits="last")
+    read = read_for(session, context, questions[0], chunk) if query_aware else prefill(session, context, chunk, logits="none")
     took = time.perf_counter() - began
     for number, (question, asked) in enumerate(zip(sample.questions, questions, strict=True)):
         last = number + 1 == len(questions)
         cache = read.cache if last else copy.deepcopy(read.cache)  # the next question meets the context as this one did
-        step = read if query_aware else prefill(session, asked, asked.shape[1], cache=cache)
-        total, exact, peak = 0.0, True, max(read.peak_bytes, step.peak_bytes)
+        step = prefill(session, asked, asked.shape[1], cache=cache) if isinstance(read, Prefilled) else None
+        logits = read.logits if step is None else step.logits
+        total, exact, peak = 0.0, True, max(read.peak_bytes, step.peak_bytes if step else 0)
         for place, token in enumerate(question.answer.tolist()):
             if place:
-                step = prefill(session, torch.tensor([[question.answer[place - 1]]], device=device), 1, cache=cache)
-            assert step.logits is not None
-            logprobs = F.log_softmax(step.logits[0, -1].float(), dim=-1)
+                logits = prefill(session, torch.tensor([[question.answer[place - 1]]], device=device), 1, cache=cache).logits
+            assert logits is not None
+            logprobs = F.log_softmax(logits.flatten(0, -2)[-1].float(), dim=-1)
             total += float(logprobs[token])
             exact = exact and int(logprobs.argmax()) == token
         yield {
