@@ -15,9 +15,11 @@ Depth 0 is before all filler, depth 1 behind all of it; between them a needle st
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,14 @@ class Haystack:
         self.tokens = len(self._ids)
         self._is_end = np.zeros(self.tokens, bool)  # of each token, whether a sentence ends behind it
         self._is_end[self._ends - 1] = True
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the filler's ids, of where its sentences end, and of whether it is repeated."""
+        digest = hashlib.sha256(f"{self.cycle} ".encode())
+        for part in (self._ids, self._is_end):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
     def make(self, recipe: Recipe, *, forbidden: Sequence[str] = ()) -> Context:
         """The context of a recipe.

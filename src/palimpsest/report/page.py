@@ -65,7 +65,7 @@ def render(audit: Mapping[str, Any], out: str | os.PathLike[str]) -> Path:
         for j, block in enumerate(section["blocks"]):
             if block["type"] == "curve" and _measured(block):
                 try:
-                    figures[block["id"]] = _figure(block, known, files)
+                    figures[block["id"]] = drawing(block, known, files)
                 except InputError as error:
                     raise InputError(f"sections[{i}].blocks[{j}]: {error.problem}", error.remedy) from error
     html = (
@@ -108,7 +108,7 @@ def _known(audit: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
-def _figure(block: Mapping[str, Any], known: list[str], files: dict[str, bytes]) -> dict[str, Any]:
+def drawing(block: Mapping[str, Any], known: list[str], files: dict[str, bytes]) -> dict[str, Any]:
     """Draws a curve for the page (wide and narrow, in the page's colours) and for files of its own (in real ones)."""
     fields = ("id", "title", "x_label", "y_label", "series", "x_scale", "y_scale", "y_domain", "y_format", "caption")
     curve = Curve.from_dict({field: block.get(field) for field in fields} | {"x_format": block.get("x_format") or "number"})

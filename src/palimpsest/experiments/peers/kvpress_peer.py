@@ -1,0 +1,192 @@
+"""This library beside NVIDIA's kvpress 0.5.5: the same token ids, the same bytes, each in its own process; joined on the sample.
+
+kvpress (Devoto et al., 2025) reads the whole context, then compresses it once; here methods read in chunks and never hold more than their
+budget and a chunk. Compared are five methods that both have: StreamingLLM, H2O (kvpress: observed attention), TOVA, SnapKV and ThinK.
+Budgets are equal in **bytes**: a cache here also keeps the position of every entry (and H2O a score), so it is given fewer entries.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from palimpsest.context.attach import unwrap
+from palimpsest.context.options import build_method
+from palimpsest.errors import InputError, MissingDependencyError
+from palimpsest.evaluation.context_bench import ask
+from palimpsest.evaluation.context_prompts import KeySample
+from palimpsest.evaluation.context_reading import throughput
+from palimpsest.models.hf import HFModel
+from palimpsest.stats import mcnemar
+
+SCRIPT = Path(__file__).with_name("kvpress_run.py")
+METHODS = ("streaming-llm", "h2o", "tova", "snapkv", "think")
+THINK_RATIO = 0.4
+SPARE = 24  # bytes an entry and head may take beside keys and values: a position, a score, and the unused end of a buffer
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """One method, here and there, on the same samples.
+
+    Attributes:
+        method: its name; keep: entries of the context that kvpress keeps, or ThinK's share of channels.
+        n: questions.
+        ours, theirs: share answered exactly; p_value: McNemar's.
+        our_bytes, their_bytes: of the cache after the context was read, the mean.
+        our_peak, their_peak: the most that it held while reading.
+        our_decode, their_decode: tokens a second of greedy decoding, medians.
+    """
+
+    method: str
+    keep: float
+    n: int
+    ours: float
+    theirs: float
+    p_value: float
+    our_bytes: float
+    their_bytes: float
+    our_peak: int
+    their_peak: int
+    our_decode: float
+    their_decode: float
+
+
+def run_kvpress(
+    python: Path | str,
+    model: Path | str,
+    samples: Sequence[KeySample],
+    methods: Sequence[tuple[str, float]],
+    *,
+    threads: int = 1,
+    new_tokens: int = 16,
+    timeout: float | None = None,
+) -> pl.DataFrame:
+    """What kvpress answers, one row a method, sample and question; see `kvpress_run` for the columns.
+
+    Args:
+        python: the interpreter of an environment that has kvpress.
+        model: the model's folder.
+        samples: contexts and questions in ids of the model's tokenizer.
+        methods: (name, entries that are kept, or ThinK's share).
+        threads, new_tokens: of the measurement of speed.
+        timeout: seconds.
+
+    Raises:
+        MissingDependencyError: the interpreter cannot be started, or has no kvpress.
+        InputError: the run failed; its last words are in the message.
+    """
+    job = {
+        "model": str(model),
+        "threads": threads,
+        "new_tokens": new_tokens,
+        "methods": [{"name": name, "keep": keep} for name, keep in methods],
+        "samples": [
+            {
+                "id": sample.id,
+                "context": sample.context.tolist(),
+                "questions": [{"ids": one.ids.tolist(), "answer": one.answer.tolist()} for one in sample.questions],
+            }
+            for sample in samples
+        ],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "job.json", Path(folder) / "out.json"
+        source.write_text(json.dumps(job), encoding="utf-8")
+        try:
+            run = subprocess.run([str(python), str(SCRIPT), str(source), str(target)], capture_output=True, text=True, timeout=timeout)
+        except OSError as error:
+            raise MissingDependencyError(f"{python} cannot be started: {error.strerror}.", _HOW) from error
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"kvpress took more than {timeout:g} s.", "Ask for fewer or shorter samples.") from error
+        if run.returncode or not target.is_file():
+            last = (run.stderr.strip().splitlines() or [f"it ended with {run.returncode}"])[-1]
+            if "No module named" in last:
+                raise MissingDependencyError(f"{python}: {last}.", _HOW)
+            raise InputError(f"kvpress failed: {last}", "Run the script by itself to see all of its output.")
+        found = json.loads(target.read_text(encoding="utf-8"))
+    return pl.DataFrame(found["rows"], infer_schema_length=None).with_columns(
+        **{f"version_{name}": pl.lit(version) for name, version in found["versions"].items()}
+    )
+
+
+_HOW = 'Make one: python -m venv peer && peer/bin/pip install torch==2.13.0 kvpress==0.5.5 "transformers<5.3".'
+
+
+def equal_budget(model: Any, keep: int) -> int:
+    """Entries that take no more bytes here than `keep` entries of keys and values alone."""
+    config = unwrap(model).get_decoder().config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    entry = 2 * head * next(unwrap(model).parameters()).element_size()
+    return max(8, keep * entry // (entry + SPARE))
+
+
+def compare(
+    model: HFModel,
+    python: Path | str,
+    folder: Path | str,
+    samples: Sequence[KeySample],
+    *,
+    keep: int,
+    methods: Sequence[str] = METHODS,
+    chunk: int | None = None,
+    threads: int = 1,
+    new_tokens: int = 16,
+    report: Callable[[str], None] | None = None,
+) -> tuple[list[PeerRow], pl.DataFrame]:
+    """Asks both the same, method by method.
+
+    Args:
+        model: here; `folder`: the same model for the peer.
+        python: the peer's interpreter.
+        samples: with one question each.
+        keep: entries of the context that kvpress keeps; here as many as take the same bytes.
+        methods: names of `METHODS`.
+        chunk: tokens that are read here in one forward pass; None reads all at once, as kvpress does.
+        threads: of both.
+        new_tokens: decoded for the speed.
+        report: called with the name of what is being run.
+
+    Returns:
+        One `PeerRow` a method, and the joined table: id, method, exact and logprob of both, bytes of both.
+    """
+    rows, tables = [], []
+    for name in methods:
+        if report:
+            report(name)
+        amount = THINK_RATIO if name == "think" else float(keep)
+        theirs = run_kvpress(python, folder, samples, [(name, amount)], threads=threads, new_tokens=new_tokens)
+        options = {"ratio": str(THINK_RATIO)} if name == "think" else {"budget": str(equal_budget(model, keep))}
+        method = build_method(name, options)
+        ours = ask(model, model.tokenizer, method, samples, chunk=chunk or max(len(sample.context) for sample in samples)).table
+        speed = throughput(model, model.tokenizer, method, samples[0].context, new_tokens=new_tokens, threads=threads, repeats=3)
+        joined = ours.select("id", "question", "exact", "logprob", "bytes", "peak_bytes").join(
+            theirs.rename({name: f"their_{name}" for name in ("exact", "logprob", "bytes", "peak_bytes")}), on=["id", "question"]
+        )
+        if joined.height != ours.height:
+            raise InputError(f"{name}: {ours.height} answers here, {theirs.height} there, {joined.height} in both.", "Run it again.")
+        tables.append(joined.with_columns(method=pl.lit(name)))
+        rows.append(
+            PeerRow(
+                name,
+                amount,
+                joined.height,
+                float(joined["exact"].mean()),  # type: ignore[arg-type]
+                float(joined["their_exact"].mean()),  # type: ignore[arg-type]
+                mcnemar(joined["exact"].to_numpy(), joined["their_exact"].to_numpy()).p_value,
+                float(joined["bytes"].mean()),  # type: ignore[arg-type]
+                float(joined["their_bytes"].mean()),  # type: ignore[arg-type]
+                int(joined["peak_bytes"].max()),  # type: ignore[arg-type]
+                int(joined["their_peak_bytes"].max()),  # type: ignore[arg-type]
+                float(speed.summary["decode_tokens_per_second"]),
+                float(joined["decode_tokens_per_second"].median()),  # type: ignore[arg-type]
+            )
+        )
+    return rows, pl.concat(tables)
