@@ -107,3 +107,12 @@ def test_what_cannot_be_made_is_refused(haystack: Haystack, keys: int, n: int, l
         passkey_samples(haystack, 20, [0.5], 1)
     with pytest.raises(InputError):
         passkey_samples(haystack, 300, [], 1)
+
+
+def test_a_question_knows_where_its_sentence_stands(haystack: Haystack) -> None:
+    (sample,) = named_key_samples(haystack, 700, 4, 1, every=True, seed=2)
+    decode = haystack.tokenizer.decode
+    for question in sample.questions:
+        sentence = decode(sample.context[slice(*question.span)])
+        assert sentence.startswith("The pass key of ")
+        assert decode(question.answer).strip() in sentence

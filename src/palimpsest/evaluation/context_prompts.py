@@ -75,11 +75,13 @@ class Question:
         ids: what follows the context, int64; the words that lead to the answer are its end.
         answer: int64.
         depth: where in the filler the answer really stands.
+        span: where in the context its sentence stands, (start, end) in tokens.
     """
 
     ids: np.ndarray
     answer: np.ndarray
     depth: float
+    span: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def passkey_samples(
             recipe = Recipe((prompt.needle.format(key=key),), (float(depth),), length - len(asked.ids), prompt.head)
             made = haystack.make(replace(recipe, seed=int(rng.integers(1 << 31))))
             name = f"passkey/{length}/{depth:g}/{seed}/{number}"
-            questions = (replace(asked, depth=made.depths[0]),)
+            questions = (replace(asked, depth=made.depths[0], span=made.spans[0]),)
             samples.append(KeySample(name, made.ids, questions, length, 1, float(depth), seed))
     return samples
 
@@ -178,7 +180,9 @@ def named_key_samples(
         needles = tuple(prompt.named_needle.format(name=name, key=key) for name, key in zip(names, numbers, strict=True))
         room = length - max(len(question.ids) for question in asked)
         made = haystack.make(Recipe(needles, tuple(depths.tolist()), room, prompt.head, seed=int(rng.integers(1 << 31))))
-        questions = tuple(replace(question, depth=made.depths[i]) for question, i in zip(asked, chosen.tolist(), strict=True))
+        questions = tuple(
+            replace(question, depth=made.depths[i], span=made.spans[i]) for question, i in zip(asked, chosen.tolist(), strict=True)
+        )
         kind = "every" if every else "one"
         samples.append(KeySample(f"named-{kind}/{length}/{keys}/{seed}/{number}", made.ids, questions, length, keys, None, seed))
     return samples

@@ -226,6 +226,8 @@ class ShortBatches:
     def fingerprint(self) -> str:
         """SHA-256 of what decides the batches."""
         found = {"version": VERSION, "texts": self.texts.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        if self.n_keys:
+            found |= {"wording": asdict(KeyPrompt()), "names": NAMES}
         return sha256_json({**found, **asdict(self.config)})
 
     def __getitem__(self, k: int) -> PackedBatch:
