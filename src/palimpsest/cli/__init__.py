@@ -56,6 +56,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "bench": ("palimpsest.cli.bench", "app", "Compare methods on one model under one protocol."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
     "govern": ("palimpsest.cli.govern", "app", "Change a model's memory under thresholds, with a log and a way back."),
+    "speculate": ("palimpsest.cli.speculate", "speculate", "Write exactly what a model would, with a smaller model drafting for it."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "mblm": ("palimpsest.cli.mblm", "app", "Train and ask a memory-based language model."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
