@@ -144,7 +144,9 @@ def measured(config: Config, seed: int, cache: Path | None = None) -> Claim:
 def pair(config: Config, seed: int, cache: Path | None = None) -> tuple[HFModel, HFModel]:
     """Target and drafter, trained on the same rows at first use, and kept in `cache` (by default `cache_dir("lab", "speculative")`)."""
     tokenizer = train_tokenizer(config.vocab_size)
-    data = CanaryConfig(vocab_size=config.vocab_size, n_sequences=config.rows, seq_len=config.row_tokens, batch_size=config.batch, seed=seed)
+    data = CanaryConfig(
+        vocab_size=config.vocab_size, n_sequences=config.rows, seq_len=config.row_tokens, batch_size=config.batch, seed=seed
+    )
     batches = RowBatches(base_rows(data, tokenizer), config.batch)
     steps = -(-config.rows // config.batch)
     doors = []
