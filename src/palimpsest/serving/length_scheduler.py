@@ -135,7 +135,7 @@ class LengthPredictor:
     Example:
         >>> prompts = ["Name a fruit.", "Write a long story about a king."] * 20
         >>> predictor = LengthPredictor.fit(prompts, [3, 180] * 20, max_length=200)
-        >>> predictor.allowances(["Name a tree.", "Write a long story."]).tolist()
+        >>> predictor.allowances(["Name a fruit.", "Write a long story about a king."]).tolist()
         [20, 180]
     """
 

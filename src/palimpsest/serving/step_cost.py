@@ -194,18 +194,24 @@ def measure_step_cost(
             f"Give at least one of each, of at most {model.context_length - 1} tokens.",
         )
     steps: list[tuple[int, int, float]] = []
-    bytes_per_token = 0
     for batch in batches:
         for length in lengths:
             ids = torch.arange(batch * length, device=model.device).view(batch, length) % model.vocab_size
             cache = DynamicCache()
             model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-            bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // (batch * length)
             steps.append((batch, batch * length, _least(model, ids[:, :1], cache, repeats, clock)))
     for length in prompts:
         ids = torch.arange(length, device=model.device)[None] % model.vocab_size
         steps.append((length, length, _least(model, ids, DynamicCache(), repeats, clock)))
-    return fit_steps(steps, bytes_per_token)
+    return fit_steps(steps, cache_bytes_per_token(model))
+
+
+@torch.inference_mode()
+def cache_bytes_per_token(model: HFModel) -> int:
+    """Bytes of keys and values that a token takes in all layers."""
+    cache = DynamicCache()
+    model.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
 
 
 def _least(model: HFModel, ids: torch.Tensor, cache: DynamicCache, repeats: int, clock: Any) -> float:
