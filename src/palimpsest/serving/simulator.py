@@ -15,7 +15,7 @@ Everything follows from the trace, the scheduler and the cost; nothing is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import polars as pl
 
 from palimpsest.errors import InputError
 from palimpsest.measurement import Curve, Measurement, Series
-from palimpsest.serving.length_scheduler import LengthPredictor, Request, Reservation, S3Scheduler, Supervisor
+from palimpsest.serving.length_scheduler import LengthPredictor, Predictor, Request, Reservation, S3Scheduler, Supervisor
 from palimpsest.serving.step_cost import StepCost
 
 
@@ -239,3 +239,51 @@ def _memory_curve(seconds: np.ndarray, reserved: np.ndarray, used: np.ndarray, c
         "serving_memory", "What is reserved of the cache's memory, and what of it is used", "seconds", "share of the memory", series,
         y_domain=(0.0, 1.0), y_format="percent",
     )  # fmt: skip
+
+
+def compare_schedules(
+    trace: Sequence[Request],
+    predictors: Mapping[str, Predictor],
+    cost: StepCost,
+    memory: int,
+    *,
+    max_batch: int | None = None,
+    swap_bandwidth: float | None = None,
+) -> Measurement:
+    """Serves one trace under several predictors.
+
+    Args:
+        trace: as for `simulate`.
+        predictors: by name; the first is what the others are compared with.
+        cost: seconds of a step.
+        memory: bytes of cache.
+        max_batch: see `S3Scheduler`.
+        swap_bandwidth: see `simulate`.
+
+    Returns:
+        One row a predictor: its name, `speed_up` over the first, and the summary of `simulate`. In `summary` the speed-ups by name. Curve
+        "used": what of the memory holds tokens, over time.
+
+    Raises:
+        InputError: no predictor, or what `simulate` refuses.
+    """
+    if not predictors:
+        raise InputError("There is no predictor.", "Give at least one.")
+    runs = {
+        name: simulate(trace, S3Scheduler(memory, cost.bytes_per_token, predictor, max_batch), cost, swap_bandwidth=swap_bandwidth)
+        for name, predictor in predictors.items()
+    }
+    first = next(iter(runs.values())).summary["tokens_per_second"]
+    table = pl.DataFrame([{"predictor": name, "speed_up": r.summary["tokens_per_second"] / first, **r.summary} for name, r in runs.items()])
+    curve = Curve(
+        "serving_used",
+        "What of the cache's memory holds tokens",
+        "seconds",
+        "share of the memory",
+        [Series(name, run.curves["memory"].series[1].points) for name, run in runs.items()],
+        y_format="percent",
+        caption="Iteration-level batching of one trace; every line ends when the last request has been answered.",
+    )
+    provenance = {**next(iter(runs.values())).provenance, "max_batch": max_batch, "swap_bandwidth": swap_bandwidth}
+    speed_ups = dict(zip(table["predictor"].to_list(), table["speed_up"].to_list(), strict=True))
+    return Measurement("schedules", table, {"speed_up": speed_ups}, provenance, {"used": curve})
