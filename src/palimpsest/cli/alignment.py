@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,24 +70,12 @@ def chat_template(model: str, file: Path | None) -> ChatTemplate:
     """
     from palimpsest.audit.alignment import ChatTemplate
     from palimpsest.cli.study_files import read_utf8
+    from palimpsest.models.chat_template import find_chat_template
 
     if file is not None:
         return ChatTemplate.from_jinja(read_utf8(file))
-    from transformers import AutoTokenizer
-
-    from palimpsest.models.gguf import gguf_folder
-    from palimpsest.models.quiet import quiet
-    from palimpsest.models.registry import KNOWN, fetch
-
-    place: str | os.PathLike[str] = fetch(model) if model in KNOWN and not Path(model).exists() else model
-    if Path(model).suffix.lower() == ".gguf" and Path(model).is_file():
-        place = gguf_folder(Path(model))  # where it was converted to when it was loaded
-    with quiet():
-        try:
-            found = AutoTokenizer.from_pretrained(place, local_files_only=True).chat_template
-        except (OSError, ValueError, KeyError, TypeError):
-            found = None
-    if not isinstance(found, str):
+    found = find_chat_template(model)
+    if found is None:
         raise InputError(f"{model} has no chat template.", "Give one with --template, a Jinja file as transformers renders them.")
     return ChatTemplate.from_jinja(found)
 
