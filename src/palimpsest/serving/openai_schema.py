@@ -1,0 +1,384 @@
+"""The requests and answers of the OpenAI API that the server speaks, as pydantic models: what is accepted, and what is promised.
+
+The fields are those of OpenAI's reference for `/v1/completions` and `/v1/chat/completions`. Requests are read strictly, as OpenAI
+reads them: no number in quotes, no field that is not known. A field that stands for something that this server does not do (tools,
+JSON answers, sound) may be null and nothing else, so that nobody takes its silence for obedience. Fields that ask for nothing
+(`user`, `metadata`) are accepted and not used. Two things are this server's own: the request's `top_k`, and `palimpsest` in answers.
+
+Every answer is built from these models, so that the schema at `/openapi.json` is what is sent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+LONGEST_LIST = 2048  # prompts in one request, as at OpenAI
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("lone_surrogate", "the text holds half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+StopText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+BiasedId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+NotSupported = Annotated[None, Field(default=None, description="Not supported: null or absent.")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class StreamOptions(_Request):
+    """How a stream is sent."""
+
+    include_usage: bool | None = None
+    """Whether a last chunk without choices says what was used."""
+    include_obfuscation: Literal[False] | None = None
+
+
+class TextFormat(_Request):
+    """The only form of answers: text."""
+
+    type: Literal["text"]
+
+
+class SamplingRequest(_Request):
+    """What both kinds of requests say of the sampling."""
+
+    model: Text
+    """The name of the model, as `/v1/models` has it."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 always takes the likeliest token; 1 when absent."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """Not at OpenAI: sample from the so many likeliest tokens."""
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Texts for each prompt."""
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    """The same seed gives the same texts."""
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    """Where the text ends; the stop string is not part of it."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[BiasedId, Bias] | None = None
+    """Added to the logits of token ids."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    user: Text | None = None
+    """Accepted and not used."""
+
+
+class CompletionRequest(SamplingRequest):
+    """A request to `/v1/completions`."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=LONGEST_LIST)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=LONGEST_LIST)]
+    )
+    """A text, texts, token ids, or lists of token ids."""
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    """The most tokens written, 16 when absent; 0 only with `echo`."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    """Log-probs of the tokens written and of so many likeliest ones."""
+    echo: bool | None = None
+    """Whether the text begins with the prompt."""
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Not supported unless it is `n`."""
+    suffix: NotSupported
+
+
+class TextPart(_Request):
+    """A part of a message: text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_Request):
+    """A message of a conversation."""
+
+    role: Literal["developer", "system", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = None
+    """Accepted and not used."""
+    refusal: NotSupported
+    tool_calls: NotSupported
+    function_call: NotSupported
+    audio: NotSupported
+
+
+class ChatRequest(SamplingRequest):
+    """A request to `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """The older name of `max_completion_tokens`."""
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """The most tokens written; as many as the context has room for when absent."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probs of so many likeliest tokens; needs `logprobs`."""
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    tool_choice: Literal["none"] | None = None
+    function_call: Literal["none"] | None = None
+    parallel_tool_calls: bool | None = None
+    """Accepted and not used: there are no tools."""
+    store: Literal[False] | None = None
+    """Nothing is stored."""
+    metadata: dict[str, Text] | None = None
+    """Accepted and not used."""
+    service_tier: Literal["auto", "default"] | None = None
+    """Accepted and not used."""
+    safety_identifier: Text | None = None
+    """Accepted and not used."""
+    prompt_cache_key: Text | None = None
+    """Accepted and not used: prompts that begin alike share what was computed."""
+    tools: NotSupported
+    functions: NotSupported
+    audio: NotSupported
+    prediction: NotSupported
+    reasoning_effort: NotSupported
+    verbosity: NotSupported
+    web_search_options: NotSupported
+
+
+class TraceRequest(_Request):
+    """A request to `/v1/trace`."""
+
+    text: Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
+    min_len: Annotated[int, Field(ge=1, le=1 << 20)] = 8
+    """Shorter passages, in tokens, are left out."""
+    max_docs: Annotated[int, Field(ge=0, le=100)] = 10
+    """Documents named for each passage."""
+    context: Annotated[int, Field(ge=0, le=500)] = 30
+    """Tokens shown before and after a passage in its document."""
+    rarest: bool = False
+    """Only the rarest passages, one for every 20 tokens of text."""
+    whole_words: bool = False
+    """Passages begin and end between words."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class CachedTokens(_Answer):
+    """Of the prompt's tokens, those that another prompt's beginning had been computed for."""
+
+    cached_tokens: int
+
+
+class Usage(_Answer):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class GuardReport(_Answer):
+    """What the guard did."""
+
+    interventions: int
+    """Tokens that would have been another one without the guard."""
+
+
+class Extension(_Answer):
+    """What OpenAI's answers have no place for."""
+
+    guard: GuardReport | None
+    """Null when the server has no guard."""
+
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class CompletionLogprobs(_Answer):
+    """Log-probs of a completion: parallel lists, one entry a token. The first token of an echoed prompt has none."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(_Answer):
+    """One text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(_Answer):
+    """An answer of `/v1/completions`; a chunk of a stream has the same form."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    palimpsest: Extension | None = None
+
+
+class TopLogprob(_Answer):
+    """A likely token and its log-prob."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TopLogprob):
+    """A token written, its log-prob, and the likeliest tokens in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(_Answer):
+    """Log-probs of a message, one entry a token."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(_Answer):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(_Answer):
+    """One answer of the model."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(_Answer):
+    """An answer of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    palimpsest: Extension
+
+
+class Delta(_Answer):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(_Answer):
+    """What a chunk adds to one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(_Answer):
+    """A chunk of a streamed answer of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    palimpsest: Extension | None = None
+
+
+class ModelCard(_Answer):
+    """A model that the server has."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "palimpsest"
+    max_model_len: int
+    palimpsest: dict[str, Any]
+
+
+class ModelList(_Answer):
+    """The models that the server has: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(_Answer):
+    """Whether the server takes requests."""
+
+    status: Literal["ready", "draining", "failed"]
+
+
+class TracedSpanOut(_Answer):
+    """A passage of the text that stands in the corpus; see `palimpsest.corpus.traced_text.TracedSpan`."""
+
+    start: int
+    end: int
+    tokens: tuple[int, int]
+    count: int
+    bits: float
+    documents: list[dict[str, Any]]
+
+
+class TracedTextOut(_Answer):
+    """A text and what of it stands in the corpus; see `palimpsest.corpus.traced_text.TracedText`."""
+
+    corpus: str
+    """The fingerprint of the corpus."""
+    min_len: int
+    text: str
+    tokens: int
+    spans: list[TracedSpanOut]
+    passages: list[tuple[int, int]]
+    documents: list[dict[str, Any]]
+    covered: float
+
+
+class ErrorDetail(_Answer):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(_Answer):
+    """An error, in OpenAI's form."""
+
+    error: ErrorDetail
