@@ -55,6 +55,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "context": ("palimpsest.cli.context", "app", "Methods that give a frozen model a longer or a cheaper context."),
     "bench": ("palimpsest.cli.bench", "app", "Compare methods on one model under one protocol."),
     "guard": ("palimpsest.cli.guard", "app", "Stop a model from writing out what is protected."),
+    "serve": ("palimpsest.cli.serve", "serve", "Serve a model to OpenAI's clients: guarded, traced, within limits."),
     "govern": ("palimpsest.cli.govern", "app", "Change a model's memory under thresholds, with a log and a way back."),
     "speculate": ("palimpsest.cli.speculate", "speculate", "Write exactly what a model would, with a smaller model drafting for it."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
