@@ -58,6 +58,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("palimpsest.cli.serve", "serve", "Serve a model to OpenAI's clients: guarded, traced, within limits."),
     "govern": ("palimpsest.cli.govern", "app", "Change a model's memory under thresholds, with a log and a way back."),
     "speculate": ("palimpsest.cli.speculate", "speculate", "Write exactly what a model would, with a smaller model drafting for it."),
+    "schedule": ("palimpsest.cli.schedule", "app", "Reserve cache by the predicted length of answers, simulated and measured."),
     "chunks": ("palimpsest.cli.chunks", "chunks", "Learn the chunks and variables of a text."),
     "mblm": ("palimpsest.cli.mblm", "app", "Train and ask a memory-based language model."),
     "models": ("palimpsest.cli.models", "app", "Fetch and inspect models."),
