@@ -14,14 +14,16 @@ The real run is timed in processor time on one thread, for a machine that others
 share, preemptions and tokens computed twice, the same trace on GPT-J (A100 of 40 GB) and on this machine's own measured steps,
 and how far simulated seconds are from real ones.
 
-The model was chosen on seed 100, before any deciding run: there GPT-J at 512 tokens gains nothing (.93; true lengths 1.11), because 40 GB
-hold some 110 of its longest requests, enough to be bound by arithmetic and by the longest answer. LLaMA-33B gains 3.1 to 3.3 (seeds 100 to
-104), 3.0 where the 1,000 held-out requests are served once each. In reality 24 answers are few: the longest of them alone holds all up, so
-with answers cut at 128 tokens even true lengths gain 1.2 to 1.5 by the measured cost of steps, with 512 they gain 1.8 to 2.1 and S³ 1.5 to
-1.9 (seeds 100 to 105).
+The model was chosen on seeds 100 and above, before any deciding run. GPT-J gains little there (seed 100: 1.2, true lengths 1.8): 40 GB hold
+some 110 of its longest requests, enough to be bound by arithmetic and by the longest answer. LLaMA-33B gains 3.1 to 3.3 (seeds 100 to 104),
+and 3.0 where the 1,000 held-out requests are served once each (seed 100). In reality 24 answers are few: the longest of them alone holds
+all up, so with answers cut at 128 tokens even true lengths gain 1.2 to 1.5 by the measured cost of steps; with 512 they gain 1.8 to 2.1,
+and S³ 1.5 to 1.9 (seeds 100 to 105).
+
+At the scale "smoke" requests are made up, the model is a random one, and only the last check has a threshold.
 
     >>> claim = run("smoke", 0)
-    >>> claim.checks[-1].passed
+    >>> claim.passed
     True
 """
 
@@ -31,6 +33,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +62,22 @@ THINGS = ("apples", "clouds", "horses", "letters", "rivers", "stones")
 
 def run(scale: str, seed: int) -> Claim:
     """Learns lengths, simulates the four schedules, and serves a few requests in reality."""
-    if decides(scale):
-        from palimpsest.models import load_model
+    if not decides(scale):
+        prompts, lengths = made_up(300, seed)
+        with one_thread():
+            claim = measured(tiny(), prompts, lengths, None, 200, seed)
+        *others, same = claim.checks
+        return replace(claim, checks=[*(replace(check, threshold=None) for check in others), same])
+    from palimpsest.models import load_model
 
-        model: Any = load_model(MODEL)
-        prompts, lengths = alpaca(model, seed)
-        embed, note = embedder()
-        drawn = TRACE
-    else:
-        model, (prompts, lengths) = tiny(), made_up(300, seed)
-        embed, note, drawn = None, "made-up requests and a random model: nothing is decided here.", 200
+    model: Any = load_model(MODEL)
+    prompts, lengths = alpaca(model, seed)
+    embed, note = embedder()
     with one_thread():
-        return measured(model, prompts, lengths, embed, drawn, seed, [note])
+        return replace(measured(model, prompts, lengths, embed, TRACE, seed), notes=[note])
 
 
-def measured(
-    model: HFModel, prompts: list[str], lengths: np.ndarray, embed: Embed | None, drawn: int, seed: int, notes: list[str]
-) -> Claim:
+def measured(model: HFModel, prompts: list[str], lengths: np.ndarray, embed: Embed | None, drawn: int, seed: int) -> Claim:
     """The claim for prompts and the lengths of their answers."""
     ids = model.tokenizer.encode_batch(prompts)
     order = np.random.default_rng((seed, 90)).permutation(len(prompts))
@@ -110,7 +112,7 @@ def measured(
     ]
     rows += [{"on": f"{model.name}, real", "predictor": name, "seconds": real[name]} for name in ("longest", "S³")]
     rows.append({"on": "fit of the measured steps", **{k: v for k, v in own.to_dict().items() if k != "steps"}})
-    return Claim("s3-scheduler", STATEMENT, checks, rows, notes=notes, curves=[found["llama-33b"].curves["used"]])
+    return Claim("s3-scheduler", STATEMENT, checks, rows, curves=[found["llama-33b"].curves["used"]])
 
 
 def _simulated(measured: Measurement) -> list[Check]:

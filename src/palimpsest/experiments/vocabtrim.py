@@ -10,17 +10,18 @@ tokens. Prompts are openings of held-out paragraphs, γ = 4; those of the calibr
 * greedy text is the target's own for 20 of 20 prompts.
 
 Speed-ups and block efficiencies are of sampling at temperature 1, those of greedy decoding are reported. Wall clock, one row at a time, is
-reported as a ratio to the target alone: at this size no run is bound by memory, so it says nothing for or against the claim.
+reported as a ratio to the target alone: at this size no run is bound by memory, so it says nothing for or against the claim. At the scale
+"smoke" only the last check has a threshold.
 
     >>> claim = run("smoke", 0)
-    >>> claim.checks[-1].passed
+    >>> claim.passed
     True
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,12 @@ SMOKE = Config(512, (32, 2, 2), (16, 1, 2), 160, 48, 4, (4e-3, 8e-3), 1000, 200,
 
 def run(scale: str, seed: int) -> Claim:
     """Trains or loads the pair, trims the drafter by three calibrations, and decodes with all of them."""
-    config = Config() if decides(scale) else SMOKE
     with one_thread():
-        return measured(config, seed)
+        if decides(scale):
+            return measured(Config(), seed)
+        claim = measured(SMOKE, seed)
+    *others, greedy = claim.checks
+    return replace(claim, checks=[*(replace(check, threshold=None) for check in others), greedy])
 
 
 def measured(config: Config, seed: int, cache: Path | None = None) -> Claim:
