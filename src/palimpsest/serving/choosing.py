@@ -15,6 +15,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ import torch
 from palimpsest.guard.memfree import GuardCounts, MemFreeProcessor
 from palimpsest.models.base import Sampler
 from palimpsest.models.decoding import draw_by_inversion
-from palimpsest.models.sampler_scores import surviving, warpers
+from palimpsest.models.sampler_scores import WIDER, surviving, warpers
 from palimpsest.serving.requests import GenerationRequest, TokenLogprob
 
 _NUCLEUS = 512  # greatest logits looked at for a nucleus without top-k
@@ -188,15 +189,28 @@ def _draw(scores: torch.Tensor, sampler: Sampler, uniform: torch.Tensor) -> torc
     cuts = sampler.top_k is not None and sampler.top_k < vocab
     if not cuts and (sampler.top_p is None or sampler.top_p >= 1):
         return draw_by_inversion(scores / sampler.temperature, uniform)
-    best = scores.topk(sampler.top_k + 1 if cuts and sampler.top_k is not None else min(_NUCLEUS, vocab), dim=-1)
-    scaled, stays, certain = surviving(scores, best.values, sampler)
-    ids, order = best.indices[:, : scaled.shape[1]].sort(dim=-1)
-    kept = scaled.masked_fill(~stays, -torch.inf).gather(-1, order)
-    drawn = ids.gather(-1, draw_by_inversion(kept, uniform)[:, None])[:, 0]
-    unsure = (~certain).nonzero()[:, 0]
+    if cuts and sampler.top_k is not None:
+        widths = [sampler.top_k + 1]
+    else:
+        widths = [min(_NUCLEUS, vocab), vocab // WIDER]
+    drawn = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    unsure = torch.arange(len(scores), device=scores.device)
+    for width in widths:
+        if len(unsure) and width > 1:
+            rest = scores[unsure]
+            drawn[unsure], certain = _draw_among(rest, rest.topk(width, dim=-1), sampler, uniform[unsure])
+            unsure = unsure[~certain]
     if len(unsure):
         rest = scores[unsure]
         for warp in warpers(sampler):
             rest = warp(None, rest)  # type: ignore[arg-type, assignment]
         drawn[unsure] = draw_by_inversion(rest, uniform[unsure])
     return drawn
+
+
+def _draw_among(scores: torch.Tensor, best: Any, sampler: Sampler, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same among the greatest logits, `best` being what `topk` returns, and for every row whether these were enough."""
+    scaled, stays, certain = surviving(scores, best.values, sampler)
+    ids, order = best.indices[:, : scaled.shape[1]].sort(dim=-1)
+    kept = scaled.masked_fill(~stays, -torch.inf).gather(-1, order)
+    return ids.gather(-1, draw_by_inversion(kept, uniform)[:, None])[:, 0], certain

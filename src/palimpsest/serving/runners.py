@@ -21,6 +21,7 @@ import torch
 from palimpsest.context.attach import ContextMethod
 from palimpsest.errors import CapabilityError, InputError
 from palimpsest.models.hf import HFModel, picking
+from palimpsest.models.onednn import fast_linear
 from palimpsest.models.quiet import quiet
 from palimpsest.serving.slots import ATTENTION, SlotBatch, SlotStore, Work, attending
 
@@ -84,7 +85,8 @@ class SlotRunner:
         with quiet():
             self.model.model.set_attn_implementation(ATTENTION)
         try:
-            yield
+            with fast_linear(self.model.model):
+                yield
         finally:
             with quiet():
                 self.model.model.set_attn_implementation(own)
@@ -222,7 +224,7 @@ class CacheRunner:
     @contextmanager
     def session(self) -> Iterator[None]:
         """The context method is attached meanwhile."""
-        with ExitStack() as stack:
+        with fast_linear(self.model.model), ExitStack() as stack:
             if self.method is not None:
                 stack.enter_context(self.method(self.model))
             yield
