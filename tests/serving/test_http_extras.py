@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
+import numpy as np
 import pytest
 
 from palimpsest.corpus import CorpusIndex
@@ -151,6 +152,19 @@ def test_metrics_can_be_read_by_prometheus(serve, tiny_model):
     assert value("palimpsest_engine_slots") == 16
     assert value("palimpsest_http_requests_in_flight") == 1  # the one that asks
     assert value("palimpsest_engine_completion_tokens_total", nothing) == value("palimpsest_engine_finished_total", nothing) == 0
+
+
+def test_the_door_to_an_endpoint_scores_and_writes_through_the_server(served, tiny_model):
+    from palimpsest.models import EndpointModel
+
+    rows = [tiny_model.tokenizer.encode(text) for text in (TEXT, "The quick brown fox € jumps", "a word")]
+    door = EndpointModel(served.url, "tiny-0", tiny_model.tokenizer)
+    assert door.capabilities == {"text", "logprobs"}
+    theirs, own = door.score(rows), tiny_model.score(rows)
+    for a, b in zip(theirs.logprobs, own.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    for a, b in zip(theirs.greedy_hits, own.greedy_hits, strict=True):
+        assert a.tolist() == b.tolist()
 
 
 def test_health_and_paths_that_are_not_there(served):

@@ -111,7 +111,7 @@ class Gate:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ApiError(400, "The client went before its body had come.", "client_disconnected")
+                raise ApiError(499, "The client went before its body had come.", "client_disconnected")
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > most:

@@ -47,7 +47,7 @@ class EndedEarly(Exception):
             return ApiError(504, message, "generation_timeout", headers={"x-should-retry": "false"})
         if self.reason == "shutdown":
             return ApiError(503, "The server is shutting down; the answer is not whole.", "shutting_down", headers={"Retry-After": "10"})
-        return ApiError(400, f"The request was ended: {self.reason}.", self.reason)
+        return ApiError(499, f"The request was ended: {self.reason}.", self.reason)  # nobody hears it; it is for the log
 
 
 class Generation:
