@@ -1,209 +1,245 @@
-"""How much the server's engine gains by writing sixteen texts at once, and how that compares with transformers.
+"""The server under load: many requests at 16 streams against the same requests one at a time, on the same running server.
 
-Every client sends a prompt of English prose, waits for its whole text of `--tokens` tokens, and sends the next. Measured are new tokens
-a second, prompts included in the time:
+    python benchmarks/serve.py [--json] [--requests 1000] [--streams 16] [--new-tokens 24] [--rounds 4]
 
-* **sixteen at once**, the engine with sixteen clients;
-* **one at a time**, the same engine with one client: the ratio of the two is the gain of continuous batching (target: 3);
-* **generate, one at a time**: transformers' own `generate`;
-* **generate_batch**: transformers' own continuous batching, all requests at once, where it runs.
+A server is started as a process of its own (`palimpsest serve`), and asked over HTTP with streams. The requests are cut into rounds; in
+every round the two arms answer the same prompts, in an order that changes from round to round, so that what else the machine does meets
+both. The prompts are all different and greedy, so the text that one gets alone is what it must get among others:
 
-All greedy, in one process, in turns. `--check N` sends N requests from sixteen clients and compares every answer with the text of its
-prompt alone: none may be lost and none mixed up. Where two texts part, the two tokens must be as good as equally likely.
+* `lost`: requests without a whole answer;
+* `changed`: answers that are not the lone text;
+* `tied`: those of them that leave it where the two likeliest tokens are within 0.001 nats of each other. A batch adds in another order
+  than a single row, so there the other token can win, and both texts are right;
+* `mixed`: those of the others that begin with eight pieces of another prompt's text. Neither mixed nor untied ones should be.
 
-    python benchmarks/serve.py [--model smollm2-135m] [--turns 3] [--threads 2 | --cpu-time] [--check 1000] [--json]
+Each arm has an API key of its own, so neither finds the other's prompts in the prefix cache. The ratio is that of tokens a second.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import os
+import random
+import signal
 import statistics
-import threading
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pydoc_data.topics import topics
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-import transformers
-import typer
-from rich.console import Console
-from rich.table import Table
+import httpx
 
 from palimpsest.measurement import environment
-from palimpsest.models import HFModel, load_model
-from palimpsest.models.quiet import quiet
-from palimpsest.serving.engine import Engine
-from palimpsest.serving.requests import GenerationRequest
 
-TARGET = 3.0  # sixteen at once over one at a time
-CLIENTS = 16
-PROMPT = (20, 61)  # tokens, from and below
-MARGIN = 1e-3  # of logits: nearer ones may change places when they are summed in another order
-
-
-def prompts_of(model: HFModel, count: int) -> list[list[int]]:
-    """So many pieces of English prose that every Python has, of different length."""
-    ids = model.tokenizer.encode(" ".join(topics[name] for name in sorted(topics))[:80_000])
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(*PROMPT, count)
-    begins = rng.integers(0, len(ids) - PROMPT[1], count)
-    return [ids[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+TIE = 0.001  # nats
+ALONE, TOGETHER = "the-key-of-the-lone-ones", "the-key-of-the-crowd-000"
+WORDS = (
+    "river mountain engine harbour teacher village winter letter garden window market doctor bridge island paper captain forest "
+    "station morning kitchen library soldier machine painter valley church journey basket hammer candle"
+)
+FORMS = (
+    "The {} stood behind the {} and the {}, and when the",
+    "Nobody in the {} knew why the {} had left the {} before",
+    "A short history of the {}, the {} and the {}. Chapter one:",
+    "To reach the {} from the {}, walk past the {} and then",
+    "The {} is to the {} what the {} is to the",
+)
 
 
-def ask(engine: Engine, prompts: Sequence[list[int]], tokens: int, clients: int, *, stop_at_eos: bool = False) -> list[list[int]]:
-    """The answers to all prompts by so many clients; every client waits for one answer before it asks again."""
-    found: list[list[int]] = [[] for _ in prompts]
+@dataclass
+class Answer:
+    """What came back: the text in pieces, and when the first and the last of them came, in seconds."""
 
-    def client(first: int) -> None:
-        for number in range(first, len(prompts), clients):
-            piece = engine.submit(GenerationRequest(prompts[number], tokens, stop_at_eos=stop_at_eos)).collect()  # type: ignore[arg-type]
-            if piece.error is not None:
-                raise piece.error
-            found[number] = list(piece.token_ids)
+    pieces: list[str]
+    first: float
+    last: float
+    tokens: int
 
-    threads = [threading.Thread(target=client, args=(first,)) for first in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
-def ways_of(model: HFModel, engine: Engine, prompts: list[list[int]], tokens: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is measured: a function, and the tokens that it writes."""
-    few = prompts[: max(2, len(prompts) // 8)]
-    exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+def make_prompts(count: int) -> list[str]:
+    """Prompts, no two alike."""
+    draw, words, made = random.Random(0), WORDS.split(), dict[str, None]()
+    while len(made) < count:
+        made[draw.choice(FORMS).format(*draw.sample(words, 3))] = None
+    return list(made)
 
-    @torch.inference_mode()
-    def generate() -> None:
-        for prompt in few:
-            ids = torch.tensor([prompt])
-            model.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **exactly)  # type: ignore[operator]
 
+@contextmanager
+def server(model: str, streams: int) -> Iterator[str]:
+    """The address of a server of its own, which must end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys"
+        keys.write_text(f"{ALONE}\n{TOGETHER}\n")
+        options = ["--port", "0", "--name", "model", "--api-key-file", str(keys), "--max-streams", str(streams), "--quiet", "--json"]
+        process = subprocess.Popen([sys.executable, "-m", "palimpsest", "serve", model, *options], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            started = process.stdout.readline()
+            if not started:
+                raise SystemExit("The server did not start.")
+            yield json.loads(started)["url"]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            if process.wait(60):
+                raise SystemExit(f"The server ended with {process.returncode}.")
+
+
+async def ask(client: httpx.AsyncClient, key: str, prompt: str, tokens: int) -> Answer | None:
+    """One streamed completion; None when it did not come whole."""
+    body = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    began, first, pieces, used = time.perf_counter(), 0.0, [], 0
+    async with client.stream("POST", "/completions", json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
+        if answer.status_code != 200:
+            return None
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                return Answer(pieces, first, time.perf_counter() - began, used)
+            if line.startswith("data: "):
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    return None
+                used = chunk["usage"]["completion_tokens"] if chunk["usage"] else used
+                if chunk["choices"] and chunk["choices"][0]["text"]:
+                    first = first or time.perf_counter() - began
+                    pieces.append(chunk["choices"][0]["text"])
+    return None
+
+
+async def run_arm(url: str, key: str, prompts: Sequence[str], tokens: int, streams: int) -> tuple[list[Answer | None], float]:
+    """The answers in the order of the prompts, at most `streams` asked at once, and the seconds that all took."""
+    limits = httpx.Limits(max_connections=streams)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        gate = asyncio.Semaphore(streams)
+
+        async def one(prompt: str) -> Answer | None:
+            async with gate:
+                try:
+                    return await ask(client, key, prompt, tokens)
+                except httpx.HTTPError:
+                    return None
+
+        began = time.perf_counter()
+        answers = await asyncio.gather(*map(one, prompts))
+        return list(answers), time.perf_counter() - began
+
+
+async def compare(
+    url: str, prompts: Sequence[str], alone: Sequence[Answer | None], together: Sequence[Answer | None], tokens: int
+) -> dict[str, int]:
+    """How many answers of the crowd are lost or changed, and what of that the model's own ties explain."""
+    heads = {"".join(answer.pieces[:8]): number for number, answer in enumerate(alone) if answer is not None}
+    counts = {"lost": 0, "lost_alone": sum(answer is None for answer in alone), "changed": 0, "tied": 0, "mixed": 0}
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        for prompt, own, answer in zip(prompts, alone, together, strict=True):
+            if answer is None:
+                counts["lost"] += 1
+            elif own is not None and answer.text != own.text:
+                counts["changed"] += 1
+                if await gap(client, prompt, answer.text, tokens) < TIE:
+                    counts["tied"] += 1
+                elif "".join(answer.pieces[:8]) != "".join(own.pieces[:8]) and "".join(answer.pieces[:8]) in heads:
+                    counts["mixed"] += 1
+    return counts
+
+
+async def gap(client: httpx.AsyncClient, prompt: str, text: str, tokens: int) -> float:
+    """By how many nats the likeliest token leads the second where a text leaves the lone one."""
+    body = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 2}
+    answer = (await client.post("/completions", json=body, headers={"Authorization": f"Bearer {ALONE}"})).json()
+    [choice], common = answer["choices"], 0
+    while common < min(len(text), len(choice["text"])) and text[common] == choice["text"][common]:
+        common += 1
+    offsets = choice["logprobs"]["text_offset"]
+    leaves = max((place for place, offset in enumerate(offsets) if offset <= common), default=0)
+    first, second = sorted(choice["logprobs"]["top_logprobs"][leaves].values(), reverse=True)[:2]
+    return first - second
+
+
+def summarise(answers: Sequence[Answer | None], seconds: float) -> dict[str, float]:
+    """Throughput and waiting times of an arm."""
+    whole = [answer for answer in answers if answer is not None]
+    firsts, lasts = sorted(answer.first for answer in whole), sorted(answer.last for answer in whole)
+    tokens = sum(answer.tokens for answer in whole)
     return {
-        f"engine, {CLIENTS} at once": (lambda: ask(engine, prompts, tokens, CLIENTS), len(prompts) * tokens),
-        "engine, one at a time": (lambda: ask(engine, few, tokens, 1), len(few) * tokens),
-        f"transformers {transformers.__version__} generate, one at a time": (generate, len(few) * tokens),
+        "requests": len(answers),
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "first_token_median": statistics.median(firsts),
+        "first_token_95": firsts[int(0.95 * (len(firsts) - 1))],
+        "answer_median": statistics.median(lasts),
+        "answer_95": lasts[int(0.95 * (len(lasts) - 1))],
     }
 
 
-def generate_batch_seconds(model: HFModel, prompts: list[list[int]], tokens: int, now: Callable[[], float]) -> tuple[float, int]:
-    """Seconds of transformers' own continuous batching, and the tokens that it wrote."""
-    config = transformers.GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    began = now()
-    with quiet():
-        results = model.model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)  # type: ignore[operator]
-    return now() - began, sum(len(result.generated_tokens) for result in results.values())
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the benchmark and prints it."""
+    parser = argparse.ArgumentParser(description="The server at many streams against one at a time.")
+    parser.add_argument("--model", default="smollm2-135m", help="a name or folder for palimpsest serve")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
 
-
-def measure(
-    model: HFModel, requests: int, tokens: int, turns: int, now: Callable[[], float]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Tokens a second of every way, and what the engine says of itself; `now` tells the time."""
-    prompts = prompts_of(model, requests)
-    speeds: dict[str, list[float]] = {}
-    with Engine(model, max_slots=CLIENTS, prefix_cache_bytes=0) as engine:
-        ways = ways_of(model, engine, prompts, tokens)
-        ask(engine, prompts[:2], 2, 2)
-        for turn in range(turns):
-            for name in list(ways)[:: 1 if turn % 2 else -1]:
-                way, written = ways[name]
-                began = now()
-                way()
-                speeds.setdefault(name, []).append(written / (now() - began))
-        metrics = engine.metrics()
-    peer = f"transformers {transformers.__version__} generate_batch"
-    failure = None
-    try:
-        for _ in range(turns):
-            seconds, written = generate_batch_seconds(model, prompts, tokens, now)
-            speeds.setdefault(peer, []).append(written / seconds)
-    except Exception as error:
-        failure = f"{peer} does not run here: {type(error).__name__}: {error}"
-    best = statistics.median(speeds[f"engine, {CLIENTS} at once"])
-    rows = [
-        {
-            "way": name,
-            "tokens_per_second": statistics.median(own),
-            "low": min(own),
-            "high": max(own),
-            "engine_is_times": best / statistics.median(own),
-        }
-        for name, own in speeds.items()
-    ]
-    steps = metrics.step_seconds
-    return rows, {"steps": metrics.steps, "step_ms": 1e3 * (steps.mean or 0.0), "generate_batch": failure}
-
-
-def check(model: HFModel, count: int, tokens: int) -> dict[str, int]:
-    """Answers of `count` requests from sixteen clients against the text of each prompt alone.
-
-    Returns:
-        How many were asked, answered, equal, and how many parted only where two tokens were as likely.
-    """
-    pool = prompts_of(model, min(count, 50))
-    alone = [rows[0].tolist() for rows in model.generate(pool, tokens)]
-    order = np.random.default_rng(1).integers(0, len(pool), count)
-    with Engine(model, max_slots=CLIENTS) as engine:
-        found = ask(engine, [pool[number] for number in order], tokens, CLIENTS, stop_at_eos=True)
-        finished = sum(engine.metrics().finished.values())
-    equal = [own == alone[number] for own, number in zip(found, order, strict=True)]
-    parted = {(int(number), tuple(own)) for own, number, same in zip(found, order, equal, strict=True) if not same}
-    excused = {case for case in parted if _as_likely(model, pool[case[0]], alone[case[0]], list(case[1]))}
-    ties = sum((int(number), tuple(own)) in excused for own, number in zip(found, order, strict=True))
-    return {"asked": count, "answered": finished, "equal": sum(equal), "parted_at_a_tie": ties, "wrong": count - sum(equal) - ties}
-
-
-@torch.inference_mode()
-def _as_likely(model: HFModel, prompt: list[int], alone: list[int], found: list[int]) -> bool:
-    """Whether two texts of one prompt part where their tokens have nearly the same logit."""
-    at = next((i for i, (one, other) in enumerate(zip(alone, found, strict=False)) if one != other), None)
-    if at is None:
-        return False
-    logits = model.model(torch.tensor([[*prompt, *alone[:at]]])).logits[0, -1]
-    return bool((logits[alone[at]] - logits[found[at]]).abs() < MARGIN)
-
-
-def main(
-    model: str = typer.Option("smollm2-135m", help="Anything that load_model takes."),
-    requests: int = typer.Option(32, help="Requests of one turn."),
-    tokens: int = typer.Option(32, help="Tokens that each writes."),
-    turns: int = typer.Option(3, help="Times that all take turns."),
-    threads: int = typer.Option(min(2, os.cpu_count() or 1), help="Threads of torch."),
-    cpu_time: bool = typer.Option(False, help="One thread, and processor time instead of wall time: for a machine that others use too."),
-    checked: Annotated[int, typer.Option("--check", help="Compare so many answers with lone generation instead.")] = 0,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
-) -> None:
-    """Compare the engine with itself one at a time and with transformers; exit code 1 when it misses its target."""
-    threads = 1 if cpu_time else threads
-    torch.set_num_threads(threads)
-    door = load_model(model)
-    if not isinstance(door, HFModel):
-        raise typer.BadParameter(f"{model} has no weights here.")
-    console = Console()
-    if checked:
-        result = check(door, checked, tokens)
-        console.print_json(json.dumps(result)) if as_json else console.print(result)
-        raise typer.Exit(int(result["answered"] != result["asked"] or result["wrong"] > 0))
-    rows, about = measure(door, requests, tokens, turns, time.process_time if cpu_time else time.perf_counter)
-    gain = next(row["engine_is_times"] for row in rows if row["way"] == "engine, one at a time")
-    if as_json:
-        console.print_json(json.dumps({"rows": rows, **about, "gain": gain, "target": TARGET, "threads": threads, **environment()}))
-    else:
-        table = Table(title=f"{model}, {requests} requests of {tokens} tokens, {threads} threads", title_justify="left", box=None)
-        for heading in ("way", "tokens/s", "lowest-highest", "engine is times"):
-            table.add_column(heading, justify="left" if heading == "way" else "right")
-        for row in rows:
-            spread = f"{row['low']:.1f}-{row['high']:.1f}"
-            table.add_row(row["way"], f"{row['tokens_per_second']:.1f}", spread, f"{row['engine_is_times']:.2f}")
-        console.print(table)
-        if about["generate_batch"]:
-            console.print(about["generate_batch"])
-    raise typer.Exit(int(gain < TARGET))
+    prompts = make_prompts(options.requests)
+    arms: dict[str, list[Answer | None]] = {"alone": [], "together": []}
+    seconds = dict.fromkeys(arms, 0.0)
+    ratios = []
+    with server(options.model, options.streams) as url:
+        for key, streams in ((ALONE, 1), (TOGETHER, options.streams)):  # warms up, and is not counted
+            asyncio.run(run_arm(url, key, ["A word to begin with"] * streams, 4, streams))
+        for number in range(options.rounds):
+            part = prompts[number * len(prompts) // options.rounds : (number + 1) * len(prompts) // options.rounds]
+            rates = {}
+            for arm in sorted(arms, reverse=bool(number % 2)):
+                key, streams = (ALONE, 1) if arm == "alone" else (TOGETHER, options.streams)
+                answers, took = asyncio.run(run_arm(url, key, part, options.new_tokens, streams))
+                arms[arm] += answers
+                seconds[arm] += took
+                rates[arm] = sum(answer.tokens for answer in answers if answer) / took
+            ratios.append(rates["together"] / rates["alone"])
+        compared = asyncio.run(compare(url, prompts, arms["alone"], arms["together"], options.new_tokens))
+    result = {
+        "model": options.model,
+        "streams": options.streams,
+        "new_tokens": options.new_tokens,
+        "arms": {arm: summarise(answers, seconds[arm]) for arm, answers in arms.items()},
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        **compared,
+        "distinct": len({answer.text for answer in arms["alone"] if answer}),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "environment": environment(),
+    }
+    if options.json:
+        json.dump(result, sys.stdout, indent=1)
+        print()
+        return result
+    print(f"{options.model}, {options.requests} prompts, {options.new_tokens} tokens each, {options.streams} streams")
+    print(f"{'':10}{'requests':>9}{'seconds':>9}{'tokens/s':>10}{'first token (95 %)':>22}{'answer (95 %)':>20}")
+    for arm, row in result["arms"].items():
+        first = f"{row['first_token_median']:.2f} ({row['first_token_95']:.2f}) s"
+        last = f"{row['answer_median']:.2f} ({row['answer_95']:.2f}) s"
+        print(f"{arm:10}{row['requests']:9}{row['seconds']:9.1f}{row['tokens_per_second']:10.1f}{first:>22}{last:>20}")
+    print(f"ratio of tokens a second, median of the rounds: {result['ratio']:.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    print(f"lost {result['lost']}, changed {result['changed']} ({result['tied']} of them at a tie), mixed {result['mixed']}")
+    print(f"{result['distinct']} of the lone texts are distinct.")
+    return result
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
