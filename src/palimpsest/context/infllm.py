@@ -119,13 +119,14 @@ class InfLLM(ContextMethod):
         distance = ranks[:, :, None] - key_ranks[:, None]  # (batch, time, columns)
         close = (distance >= 0) & (distance < self.n_local) & (key_ranks[:, None] >= 0)
         branches = [branch(near, keys, values, info.scaling, close[:, None])]
-        beginning = ranks[:, :, None] - torch.arange(self.n_init, device=ranks.device) >= self.n_local
-        branches.append(branch(far, layer.first_keys, layer.first_values, info.scaling, beginning[:, None]))
+        seen = ranks[:, :, None] - torch.arange(self.n_init, device=ranks.device) >= self.n_local
+        old_keys, old_values = layer.first_keys, layer.first_values
         left = keys.shape[2] - self.n_local  # columns that some query has behind its window
         if self.topk and left > 0:
             remainder = (distance[..., :left] >= self.n_local) & (key_ranks[:, None, :left] >= layer.stored[:, None, None].to(ranks.device))
-            old = layer.far(keys[:, :, :left], key_ranks[:, :left])
-            branches.append(branch(far, old, values[:, :, :left], info.scaling, remainder[:, None]))
+            old_keys = torch.cat([old_keys, layer.far(keys[:, :, :left], key_ranks[:, :left])], dim=2)
+            old_values, seen = torch.cat([old_values, values[:, :, :left]], dim=2), torch.cat([seen, remainder], dim=2)
+        branches.append(branch(far, old_keys, old_values, info.scaling, seen[:, None]))
         blocks = layer.lookup(far, ranks) if self.topk else None
         if blocks is not None:
             branches.append(branch(far, blocks.keys, blocks.values, info.scaling, blocks.seen))

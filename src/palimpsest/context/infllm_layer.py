@@ -31,14 +31,15 @@ class Stretch(NamedTuple):
     """One execution block: which queries of the pass, which columns.
 
     Attributes:
-        first_query, first_key: (batch,) int64 on the host, where the queries and the columns of each row begin; may lie outside.
+        first_query, first_key: where the queries and the columns begin: a number for all rows, or (batch,) int64 on the host, and then
+            they may lie outside.
         n_queries, n_keys: how many, in every row.
         done: (batch,) tokens of each row that will have been worked off behind it.
     """
 
-    first_query: Tensor
+    first_query: Tensor | int
     n_queries: int
-    first_key: Tensor
+    first_key: Tensor | int
     n_keys: int
     done: Tensor
 
@@ -52,9 +53,8 @@ class Stretch(NamedTuple):
 
     def write(self, out: Tensor, part: Tensor, ranks: Tensor) -> None:
         """Puts the result of the queries, (batch, n_queries, …), into its place in `out`; that of padding nowhere."""
-        first = _common(self.first_query)
-        if first is not None:
-            out[:, first : first + self.n_queries] = part
+        if isinstance(self.first_query, int):
+            out[:, self.first_query : self.first_query + self.n_queries] = part
             return
         row, time = (ranks >= 0).nonzero(as_tuple=True)
         out[row, self.first_query.to(out.device)[row] + time] = part[row, time]
@@ -100,7 +100,8 @@ class MemoryLayer(WindowLayer):
         if not len(self.counts):
             self.counts = self.blocks = torch.zeros(batch, dtype=torch.long)
             self.store = self._make_store(new["keys"]) if self.method.topk else None
-        if self.has_empty:
+        self.padded = self.has_empty and bool((ranks < 0).any())
+        if self.padded:
             counted = (ranks >= 0).cpu()
             self.arrived, self.lead = counted.sum(1), counted.int().argmax(1)
             self.lead[self.arrived == 0] = time
@@ -120,19 +121,24 @@ class MemoryLayer(WindowLayer):
             # All that is in some query's window, and what has left the window and is in no block.
             remainder = int((before + start + n_queries - n_local - self.stored).max()) if self.method.topk else 0
             n_keys = max(n_local + max(remainder, 0), n_local - 1 + n_queries)
-            end = self.begin + start + n_queries
-            common = _common(end)
-            n_keys = n_keys if common is None else min(n_keys, common)
-            done = before + torch.minimum(self.arrived, torch.tensor(start + n_queries))
-            yield Stretch(self.lead + start, n_queries, end - n_keys, n_keys, done)
+            done = before + self.arrived.clamp(max=start + n_queries)
+            if not self.padded:
+                end = int(self.begin[0]) + start + n_queries
+                n_keys = min(n_keys, end)
+                yield Stretch(start, n_queries, end - n_keys, n_keys, done)
+            else:
+                yield Stretch(self.lead + start, n_queries, self.begin + start + n_queries - n_keys, n_keys, done)
 
     def lookup(self, far: Tensor, ranks: Tensor) -> SeenBlocks | None:
         """The blocks for queries (batch, heads, time, head_dim), one lookup for all of them; None while there is no block."""
         assert self.store is not None
         if not self.store.longest:
             return None
-        counted = (ranks >= 0)[:, None, :, None]
-        mean = (far * counted).sum(2) / counted.sum(2).clamp(min=1)
+        if self.padded:
+            counted = (ranks >= 0)[:, None, :, None]
+            mean = (far * counted).sum(2) / counted.sum(2).clamp(min=1)
+        else:
+            mean = far.mean(2)
         units, heads = self.store.counts.shape[0], self.info.heads * len(self.counts) // self.store.counts.shape[0]
         found = self.store.lookup(mean.view(units, heads, -1), self.method.topk)
         keys, values = (part.view(len(self.counts), self.info.kv_heads, -1, part.shape[-1]) for part in (found.keys, found.values))
@@ -145,11 +151,11 @@ class MemoryLayer(WindowLayer):
         """Adds up what the stretch's columns have received: probabilities (batch, heads, time, columns)."""
         batch, _, _, n_keys = weights.shape
         received = weights.sum(2).view(batch, self.info.kv_heads, self.info.groups, n_keys).transpose(2, 3)
-        first = _common(stretch.first_key)
-        if first is not None:
+        first = stretch.first_key
+        if isinstance(first, int):
             self.slot("received")[:, :, first : first + n_keys] += received
             return
-        columns = (stretch.first_key[:, None] + torch.arange(n_keys)).clamp(0, self.length - 1).to(weights.device)
+        columns = (first[:, None] + torch.arange(n_keys)).clamp(0, self.length - 1).to(weights.device)
         index = columns[:, None, :, None].expand_as(received)  # a column outside of the text received nothing
         self.slot("received").scatter_add_(2, index, received)
 
@@ -221,6 +227,7 @@ class MemoryLayer(WindowLayer):
     def _forget(self) -> None:
         self.counts = self.blocks = self.arrived = self.lead = self.begin = torch.empty(0, dtype=torch.long)
         self.store: BlockStore | None = None
+        self.padded = False  # whether some of the new tokens are padding
 
     def tensors(self) -> Iterable[Tensor]:
         """Every tensor that the layer holds, on the device or on the host."""
@@ -270,18 +277,11 @@ class MemoryLayer(WindowLayer):
             self.store.select(units)
 
 
-def _common(numbers: Tensor) -> int | None:
-    """The number that all are; None where they differ."""
-    first = int(numbers[0])
-    return first if bool((numbers == first).all()) else None
-
-
-def _take(x: Tensor, first: Tensor, length: int, fill: float) -> Tensor:
+def _take(x: Tensor, first: Tensor | int, length: int, fill: float) -> Tensor:
     """Of (batch, time) or (batch, heads, time, …) `length` entries of time from `first` on, in every row from its own; `fill` outside."""
-    common = _common(first)
     axis = 1 if x.dim() == 2 else 2
-    if common is not None:
-        return x.narrow(axis, common, length)
+    if isinstance(first, int):
+        return x.narrow(axis, first, length)
     columns = first[:, None] + torch.arange(length)
     outside = ((columns < 0) | (columns >= x.shape[axis])).to(x.device)
     columns, row = columns.clamp(0, x.shape[axis] - 1).to(x.device), torch.arange(len(first), device=x.device)[:, None]
