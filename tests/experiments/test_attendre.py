@@ -45,10 +45,10 @@ def test_every_question_is_about_a_pair_that_was_announced(test):
                 assert (place - told[key][0], told[key][1]) == (ages[place], wants[place])
             else:
                 assert wants[place] == ages[place] == -1
-        assert len(told) == c.keys
+        assert len(told) == c.keys if test else 4 <= len(told) <= c.keys
         asked_of.append(len(asked))
     assert max(asked_of) <= (c.keys // 4 if test else c.keys)
-    assert 0.25 < (wanted >= 0).mean() < 0.5
+    assert 0.2 < (wanted >= 0).mean() < 0.5
 
 
 def test_every_tag_is_said_later_and_once():

@@ -54,6 +54,10 @@ class PackedKeyLayer(PositionedLayer):
         positions = self.rows.get("last_positions")
         return 0 if positions is None else int((positions >= 0).sum(1).amin())
 
+    def channel_scores(self, q: Tensor, keys: Tensor, q_valid: Tensor, valid: Tensor | None) -> Tensor:
+        """What every key channel is worth, (batch, kv_heads, d); the largest stay."""
+        return key_scores(q, keys, q_valid, valid)
+
     def pack(self, kept: int, kept_values: int, recent: int, own: int, scaling: float) -> None:
         """Chooses channels and packs all columns but, by position, the last `recent` and `own` ones.
 
@@ -67,7 +71,7 @@ class PackedKeyLayer(PositionedLayer):
         size = self.length - own
         keys, values, positions = (self.slot(name)[:, :, :size] for name in ("keys", "values", "positions"))
         valid = positions >= 0 if self.has_empty else None
-        channels = largest(key_scores(q, keys, q_pos >= 0, valid), kept)
+        channels = largest(self.channel_scores(q, keys, q_pos >= 0, valid), kept)
         order = positions.argsort(dim=-1, stable=True)  # places that hold nothing come first
         longest = size if valid is None else int(valid.sum(-1).amax())
         whole, packed = min(recent, size), max(0, longest - recent)

@@ -1,10 +1,10 @@
 """The laboratory of Attendre (016): a language model that recalls values of keys, and encoders that tag words with what is said later.
 
 **Recall.** Each of `keys` keys is announced once with its value, as one word for the pair, in the first half of a text; the rest is
-filler and words that ask for the value of a key that has been announced. In training every key is asked for alike, in texts of
-`train_length` words; in the test texts, `test_length` long, only a quarter of the keys is, Zipf 1.2 among them, so that a memory need not
-hold the others. A causal model of two layers with rotary positions of a large base learns it; how it then does with a small cache is what
-is asked.
+filler and words that ask for the value of a key that has been announced. In training, texts have `train_length` words and announce 4 keys
+or more, log-uniformly up to all, which are asked for alike; in the test texts, `test_length` long, only a quarter of the keys is, Zipf 1.2
+among them, so that a memory need not hold the others. A causal model of two layers with rotary positions of a large base learns it; how it
+then does with a small cache is what is asked.
 
 **Tagging.** Every key stands once as a word to be tagged, and once, `nearest` to `farthest` words later, with the value that is its tag.
 An encoder that has read no further than its chunk cannot know it. All words but these are filler.
@@ -58,7 +58,7 @@ class RecallConfig:
     heads: int = 4
     rope_base: float = 1e6
     steps: int = 600
-    rows: int = 32
+    rows: int = 16
     lr: float = 2e-3
 
     @property
@@ -95,7 +95,7 @@ class TaggingConfig:
     policy: str = "fifo"
     width: int = 64
     heads: int = 4
-    steps: int = 400
+    steps: int = 240
     rows: int = 16
     lr: float = 2e-3
 
@@ -112,6 +112,9 @@ def recall_texts(c: RecallConfig, rng: np.random.Generator, n: int, test: bool) 
     """
     length = c.test_length if test else c.train_length
     told = np.argsort(rng.random((n, length // 2)), axis=1)[:, : c.keys]
+    if not test:  # few keys at times: among 64 alone the task was not begun to be learnt before step 320 (seed 100)
+        many = np.exp(rng.uniform(np.log(4), np.log(c.keys + 1), size=(n, 1))).astype(int)
+        told = np.where(np.argsort(rng.random(told.shape), axis=1) < many, told, length)
     values = rng.integers(c.values, size=(n, c.keys))
     weights = np.zeros((n, c.keys))
     hot = c.keys // 4 if test else c.keys
@@ -125,8 +128,9 @@ def recall_texts(c: RecallConfig, rng: np.random.Generator, n: int, test: bool) 
     ids = rng.integers(c.fillers, size=(n, length))
     ids = np.where(asks, c.fillers + drawn, ids)
     row = np.arange(n)[:, None]
-    ids[row, told] = c.fillers + c.keys + np.arange(c.keys)[None] * c.values + values
-    asks[row, told] = False
+    at, key = np.nonzero(told < length)
+    ids[at, told[at, key]] = c.fillers + c.keys + key * c.values + values[at, key]
+    asks[at, told[at, key]] = False
     wanted = np.where(asks, values[row, drawn], -1)
     return ids, wanted, np.where(asks, places[None] - told[row, drawn], -1)
 
