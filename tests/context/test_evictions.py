@@ -91,11 +91,11 @@ def chosen(method, h, there, end, count, sums, row, k):
     budget = method.entries(INFO)
     if len(there) - budget < slack:
         return there
-    if isinstance(method, SlidingWindow):
-        return there[-method.budget :]
     if isinstance(method, StreamingLLM):
         window = method.budget - method.sinks
         return there[: method.sinks] + there[-window:]
+    if isinstance(method, SlidingWindow):
+        return there[-method.budget :]
     recent, worth = 0, {}
     if isinstance(method, H2O):
         recent, worth = method.budget // 2, sums[h]
@@ -246,7 +246,7 @@ def test_streaming_sinks_stand_before_the_window_after_thousands_of_tokens():
     layer.expect(at)
     q1, k1 = torch.randn(1, HEADS, 1, DIM), torch.randn(1, KV, 1, DIM)
     all_keys, _ = layer.update(ROTARY.rotate(k1, at), torch.randn(1, KV, 1, DIM))
-    layer.turn_sinks(INFO, at)
+    layer.turn_sinks(ROTARY, at)
     order = layer.positions[0, 0].argsort()
     dense = ROTARY.rotate(torch.cat([k[:, :, :4], k[:, :, 32:40], k1], dim=2), torch.arange(13))
     logits = ROTARY.rotate(q1, torch.tensor([12])).view(1, KV, 2, DIM) @ dense.transpose(-1, -2)

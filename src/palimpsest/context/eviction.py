@@ -102,7 +102,9 @@ def evict(layer: PositionedLayer, priority: Tensor, budget: int, *, in_place: bo
     if in_place and layer.length - budget == 1:
         layer.give_up(priority.argmin(-1).expand(positions.shape[:2]))
     else:
-        columns = priority.topk(budget, dim=-1, sorted=False).indices.sort(dim=-1).values
+        columns = priority.topk(budget, dim=-1, sorted=False).indices
+        # In the order of the text: where single entries were replaced, columns are not.
+        columns = columns.gather(-1, positions[:, : priority.shape[1]].gather(-1, columns).argsort(dim=-1))
         layer.keep(columns.expand(*positions.shape[:2], budget), spare=spare)
 
 

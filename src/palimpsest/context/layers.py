@@ -66,7 +66,7 @@ class PositionedLayer(DynamicLayer):
         self.seen = 0
         self.has_empty = False
         self.given_up = False
-        self.free: Tensor | None = None  # (batch, kv_heads), the column that the next single token is written to
+        self.free: Tensor | int | None = None  # the column that the next single token is written to, (batch, kv_heads) or the same for all
         self.reading = False  # whether the tokens that come in are part of a text that `prefill` reads
         self.tail = 0  # columns at the end that were appended since anything was given up
         self._expected: Tensor | None = None
@@ -122,12 +122,12 @@ class PositionedLayer(DynamicLayer):
         """Every tensor that the layer holds; override to add more."""
         yield from self.slots.values()
         yield from self.rows.values()
-        if self.free is not None:
+        if isinstance(self.free, Tensor):
             yield self.free
 
     def nbytes(self) -> int:
         """Bytes of every tensor held, unused capacity included."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     # What comes in
 
@@ -179,11 +179,12 @@ class PositionedLayer(DynamicLayer):
         count = new["positions"].shape[2]
         if self.free is not None and count == 1:
             for name, buffer in self.slots.items():
-                place = spread(self.free[..., None], buffer)
-                if name in new:
-                    buffer.scatter_(2, place, new[name])
-                else:  # what the method noted of the entry that stood here
-                    buffer.scatter_(2, place, self.fills[name])
+                # What the method noted of the entry that stood here is not true of the new one.
+                value = new.get(name, self.fills[name])
+                if isinstance(self.free, int):
+                    buffer[:, :, self.free : self.free + 1] = value
+                else:
+                    buffer.scatter_(2, spread(self.free[..., None], buffer), value)
             self.free = None
         else:
             if self.free is not None:
@@ -231,13 +232,16 @@ class PositionedLayer(DynamicLayer):
         self.length, self.tail, self.free, self.given_up = kept, 0, None, True
         self.has_empty = may_be_empty and bool((self.positions < 0).any())
 
-    def give_up(self, column: Tensor) -> None:
+    def give_up(self, column: Tensor | int) -> None:
         """Empties one column of every head; the next single token is written into it.
 
         Args:
-            column: (batch, kv_heads), integer.
+            column: (batch, kv_heads), integer; or one number, where it is the same for all.
         """
-        self.slots["positions"].scatter_(2, column[..., None], EMPTY)
+        if isinstance(column, int):
+            self.slots["positions"][:, :, column] = EMPTY
+        else:
+            self.slots["positions"].scatter_(2, column[..., None], EMPTY)
         self.free, self.tail, self.given_up = column, 0, True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -304,7 +308,7 @@ class PositionedLayer(DynamicLayer):
         """Applies a change of the first axis, or of the device, to every tensor; override to add more tensors."""
         self.slots = {name: change(tensor) for name, tensor in self.slots.items()}
         self.rows = {name: change(tensor) for name, tensor in self.rows.items()}
-        self.free = None if self.free is None else change(self.free)
+        self.free = change(self.free) if isinstance(self.free, Tensor) else self.free
 
 
 def spread(columns: Tensor, like: Tensor) -> Tensor:

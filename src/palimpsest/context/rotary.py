@@ -113,11 +113,16 @@ class RotaryMap:
         Raises:
             InputError: the map has a position rule, under which a shift is no rotation by a fixed angle.
         """
+        cos, sin = self.shift_cos_sin(delta, x.dtype)
+        return turn(x, _per_head(cos, x), _per_head(sin, x))
+
+    def shift_cos_sin(self, delta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin of `shift`, shape of `delta` and one more axis of rotary_dim; raises as `shift` does."""
         if self.position_rule is not None:
             raise InputError("Keys cannot be shifted under a position rule.", "Keep them unrotated and rotate them when they are read.")
         half = delta[..., None].double() * self.inv_freq.to(delta.device).double()
         whole = torch.cat((half, half), dim=-1)
-        return turn(x, _per_head(whole.cos().to(x.dtype), x), _per_head(whole.sin().to(x.dtype), x))
+        return whole.cos().to(dtype), whole.sin().to(dtype)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

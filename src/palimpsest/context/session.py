@@ -281,4 +281,4 @@ def layer_bytes(layer: CacheLayerMixin) -> int:
     if isinstance(layer, PositionedLayer):
         return layer.nbytes()
     held = (value for value in vars(layer).values() if isinstance(value, Tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return sum(tensor.nbytes for tensor in held)

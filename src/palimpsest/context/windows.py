@@ -16,6 +16,7 @@ transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from palimpsest.context.attach import ContextMethod, LayerInfo
 from palimpsest.context.eviction import EvictingMethod, RankedLayer
 from palimpsest.context.layers import PositionedLayer, spread
+from palimpsest.context.rotary import RotaryMap, turn
 from palimpsest.errors import InputError
 
 
@@ -49,12 +51,21 @@ class SlidingWindow(EvictingMethod):
         budget: the window.
     """
 
+    def make_layer(self, info: LayerInfo) -> PositionedLayer:
+        return SinkLayer(0)
+
+    def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: Any) -> None:
+        if q.shape[2] == 1 and layer.length - self.budget == 1 and layer.alike:
+            layer.give_up_oldest()
+        else:
+            super().observe(info, q, k, v, position_ids, layer)
+
     def priority(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: RankedLayer) -> Tensor:
         return layer.positions[:, :1].float()
 
 
 @dataclass(frozen=True)
-class StreamingLLM(EvictingMethod):
+class StreamingLLM(SlidingWindow):
     """The first `sinks` tokens and the last `budget` - `sinks`, at compact positions.
 
     Args:
@@ -79,7 +90,9 @@ class StreamingLLM(EvictingMethod):
     def attend(
         self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, pad_mask: Tensor | None, position_ids: Tensor, layer: Any
     ) -> Tensor | None:
-        layer.turn_sinks(info, position_ids)  # in the buffer that k is a view of
+        if layer.given_up and self.sinks:
+            assert info.rotary is not None
+            layer.turn_sinks(info.rotary, position_ids)  # in the buffer that k is a view of
         return None
 
     def priority(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: RankedLayer) -> Tensor:
@@ -88,42 +101,60 @@ class StreamingLLM(EvictingMethod):
 
 
 class SinkLayer(RankedLayer):
-    """A layer that finds the sinks again wherever they stand, and turns them to compact positions.
+    """A layer that goes round in its window, and turns the first tokens to stand before it.
 
     Until something is given up nothing is turned. From then on `rows` holds, for each sink, its key as it came in, the column where
     it stands now, and whether the row has it at all (a much padded row may still be waiting for its first tokens).
+
+    Without padding all rows and heads hold the same: sinks in front, and behind them a ring. Then the oldest entry and the angle of
+    the sinks are plain numbers, which spares a step of decoding a dozen small operations in every layer.
     """
 
     def __init__(self, sinks: int) -> None:
         self.sinks = sinks
+        self.oldest = sinks  # the column of the oldest entry behind the sinks, while the ring is whole
+        self.complete = sinks == 0  # whether every row has all of its sinks
+        self.padded = False  # whether padding ever came: rows then have given up different numbers of tokens
         super().__init__()
 
-    def turn_sinks(self, info: LayerInfo, position_ids: Tensor) -> None:
-        """Turns the sinks to stand directly before the window, for queries at these positions."""
-        if "sink_keys" not in self.rows:
+    @property
+    def alike(self) -> bool:
+        """Whether all rows hold the same positions, in all columns."""
+        return not (self.padded or self.has_empty)
+
+    def expect(self, positions: Tensor, padded: bool = False) -> None:
+        super().expect(positions, padded)
+        self.padded = self.padded or padded
+
+    def give_up_oldest(self) -> None:
+        """Gives up the oldest entry of the ring; only while rows are alike."""
+        self.give_up(self.oldest)
+        self.oldest = self.oldest + 1 if self.oldest + 1 < self.length else self.sinks
+
+    def turn_sinks(self, rotary: RotaryMap, position_ids: Tensor) -> None:
+        """Turns the sinks to stand directly before the window, for the queries that have just come in."""
+        kept = self.rows["sink_keys"]
+        if self.alike:
+            cos, sin = _angles(rotary, self.seen - self.length, kept.dtype, kept.device)
+            self.slots["keys"][:, :, : self.sinks] = turn(kept, cos, sin)
             return
-        assert info.rotary is not None
-        came, start = position_ids >= 0, position_ids.clamp_min(0)
-        if self.has_empty:
-            before = (self.positions[:, 0] >= 0).sum(-1) - came.sum(-1)
-            start = torch.where(came, start, torch.iinfo(start.dtype).max).amin(-1)
-            start = torch.where(came.any(-1), start, before)
-        else:
-            before, start = torch.full_like(start[:, 0], self.length - position_ids.shape[1]), start[:, 0]
-        keys = info.rotary.shift(self.rows["sink_keys"], (start - before)[:, None, None])
+        came = position_ids >= 0
+        before = (self.positions[:, 0] >= 0).sum(-1) - came.sum(-1)
+        start = torch.where(came, position_ids, torch.iinfo(position_ids.dtype).max).amin(-1)
+        start = torch.where(came.any(-1), start, before)
+        keys = rotary.shift(kept, (start - before)[:, None, None])
         columns = spread(self.rows["sink_columns"], keys)
         if not self.complete:
             there = self.rows["sink_found"][..., None]
             keys = torch.where(there, keys, self.slots["keys"].gather(2, columns))
         self.slots["keys"].scatter_(2, columns, keys)
 
-    complete = False  # whether every row has all of its sinks
-
     def keep(self, columns: Tensor, valid: Tensor | None = None, spare: int = 1) -> None:
         super().keep(columns, valid, spare)
+        self.oldest = self.sinks
         self._find_sinks()
 
-    def give_up(self, column: Tensor) -> None:
+    def give_up(self, column: Tensor | int) -> None:
         super().give_up(column)
         if not self.complete:
             self._find_sinks()
@@ -142,4 +173,10 @@ class SinkLayer(RankedLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.complete = False
+        self.oldest, self.complete, self.padded = self.sinks, self.sinks == 0, False
+
+
+@lru_cache(maxsize=4)  # all layers of a forward pass turn by the same
+def _angles(rotary: RotaryMap, delta: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of a shift by `delta` positions, (rotary_dim,)."""
+    return rotary.shift_cos_sin(torch.tensor(delta, device=device), dtype)
