@@ -12,10 +12,12 @@ pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")), reason="torch has no oneDNN here"
 )
 
+LINEAR = onednn._linear
+
 
 @pytest.fixture
 def faster(monkeypatch):
-    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "prefers_onednn", lambda: True)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (5, 12), (2, 3, 12), (0, 12), (1, 0, 12), (300, 12)])
@@ -47,22 +49,32 @@ def test_hooks_and_gradients_go_on(faster):
     assert module[0].weight.grad is not None
 
 
-def test_a_model_scores_the_same(faster, tiny_model):
+def test_a_model_scores_the_same(monkeypatch, tiny_model):
     rows = [[5, 6, 7, 8], [9, 10]]
+    monkeypatch.setattr(onednn, "prefers_onednn", lambda: False)
     expected = tiny_model.score(rows).logprobs
-    with fast_linear(tiny_model.model):
-        found = tiny_model.score(rows).logprobs
+    monkeypatch.setattr(onednn, "prefers_onednn", lambda: True)
+    used = []
+    monkeypatch.setattr(onednn, "_linear", lambda *args: used.append(1) or LINEAR(*args))
+    found = tiny_model.score(rows).logprobs
+    assert used
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(own), torch.from_numpy(other), rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_only_used_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(onednn, "prefers_onednn", lambda: False)
     module = torch.nn.Linear(3, 3)
     with fast_linear(module) as used:
         assert not used
         assert "forward" not in vars(module)
 
 
-def test_the_measurement_answers():
-    assert onednn.onednn_is_faster() in (True, False)
+@pytest.mark.parametrize(("maker", "used"), [("GenuineIntel", False), ("AuthenticAMD", torch.backends.mkl.is_available())])
+def test_the_maker_of_the_processor_decides(monkeypatch, maker, used):
+    monkeypatch.setattr(onednn, "_maker", lambda: maker)
+    onednn.prefers_onednn.cache_clear()
+    try:
+        assert onednn.prefers_onednn() is used
+    finally:
+        onednn.prefers_onednn.cache_clear()

@@ -24,6 +24,7 @@ from palimpsest.errors import InputError, NonFiniteError
 from palimpsest.models.base import LanguageModel, Progress, Sampler, Scores
 from palimpsest.models.batching import batches_by_length, check_rows, check_starts, pad
 from palimpsest.models.decoding import Decoding, continue_rows
+from palimpsest.models.onednn import fast_linear
 from palimpsest.models.quiet import quiet
 from palimpsest.models.token_scores import NonFiniteLogitsError, token_scores
 from palimpsest.tokenizer import Tokenizer
@@ -186,7 +187,7 @@ class HFModel(LanguageModel):
         """See `LanguageModel.generate`. Sampled text depends on seed, prefix number and continuation number, not on the batch."""
         decoding = Decoding(Sampler(temperature, top_k, top_p), max_new_tokens, n, num_beams, seed, tuple(processors))
         rows = check_rows(prefixes, self.vocab_size, self.context_length, max_new_tokens + int(self.prepends_bos), "Prefix")
-        with self._generating, quiet():
+        with self._generating, quiet(), fast_linear(self.model):
             return continue_rows(
                 self.model,
                 [self._with_bos(row) for row in rows],
@@ -245,7 +246,8 @@ class HFModel(LanguageModel):
         ids, mask, positions = pad(fed, "right", self.device)
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
         usable = {name: value for name, value in arguments.items() if name in self._arguments}
-        return self.model(input_ids=ids, return_dict=True, **usable, **options)
+        with fast_linear(self.model):
+            return self.model(input_ids=ids, return_dict=True, **usable, **options)
 
     def _logits(self, fed: Sequence[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
         """Logits (positions, vocabulary) at `chosen`, flat positions in the padded batch."""
@@ -288,7 +290,8 @@ def picking(model: PreTrainedModel, chosen: torch.Tensor) -> Iterator[None]:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[union-attr]
     try:
-        yield
+        with fast_linear(model):
+            yield
     finally:
         hook.remove()
 
