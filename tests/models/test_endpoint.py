@@ -13,6 +13,7 @@ from transformers import LogitsProcessor
 
 from palimpsest.errors import CapabilityError, ContextOverflowError, EndpointError, InputError, NonFiniteError
 from palimpsest.models import GREEDY, EndpointModel, Sampler, load_model
+from palimpsest.models.echo import Echo
 from palimpsest.models.json_client import JsonClient
 
 NAME = "tiny"  # what the server calls its model
@@ -150,6 +151,16 @@ def test_holes_in_logprobs(server, door, rows):
     with pytest.raises(NonFiniteError, match="row 0, position 3"):
         model.score(rows[:1])
     assert "no log-prob for some tokens" in door().without_logprobs
+
+
+def test_characters_that_the_server_spells_out_are_read_as_characters():
+    def read(*tokens):
+        return Echo(list(tokens), np.zeros(len(tokens)), np.zeros(len(tokens))).text
+
+    assert read("a ", "bytes:\\xe2", "bytes:\\x82\\xac", " b") == "a € b"
+    assert read("bytes:\\xe2", " b") == "\ufffd b"
+    assert read("bytes:", "\\xe2") == "bytes:\\xe2"  # a text about bytes, cut between tokens
+    assert read("bytes:\\xe2", "\ud800") == "\ufffd" + "\ufffd" * 3
 
 
 def test_bos(server, door, tiny_model, tiny_tokenizer, rows):

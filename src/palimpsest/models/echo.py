@@ -6,12 +6,15 @@ for each position a dict token -> log-prob with at least the most probable one. 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from palimpsest.models.json_client import RefusedRequestError
+
+_SPELLED = re.compile(r"bytes:(?:\\x[0-9a-f]{2})+")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,14 @@ class Echo:
 
     @property
     def text(self) -> str:
-        """The tokens, joined."""
-        return "".join(self.tokens)
+        """The tokens, joined; those that OpenAI spells out (`bytes:\\xe2\\x82`), being parts of a character, are characters again."""
+        if not any(map(_SPELLED.fullmatch, self.tokens)):
+            return "".join(self.tokens)
+        raw = (
+            bytes.fromhex(token[6:].replace("\\x", "")) if _SPELLED.fullmatch(token) else token.encode("utf-8", "surrogatepass")
+            for token in self.tokens
+        )
+        return b"".join(raw).decode(errors="replace")
 
     @property
     def holes(self) -> np.ndarray:
