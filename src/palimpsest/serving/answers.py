@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from palimpsest.serving.openai_schema import (
+from palimpsest.serving.openai_answers import (
     AssistantMessage,
     CachedTokens,
     ChatChoice,

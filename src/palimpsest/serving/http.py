@@ -33,21 +33,10 @@ except ImportError as error:
 from palimpsest.serving.answers import Answers, ChatAnswers, CompletionAnswers
 from palimpsest.serving.gate import OPEN, Gate
 from palimpsest.serving.generation import EndedEarly, Generation
+from palimpsest.serving.openai_answers import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList, TracedTextOut
 from palimpsest.serving.openai_errors import ApiError, from_library, from_validation, internal_error, overloaded
 from palimpsest.serving.openai_requests import chat_requests, completion_requests
-from palimpsest.serving.openai_schema import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    ErrorAnswer,
-    Health,
-    ModelCard,
-    ModelList,
-    SamplingRequest,
-    TracedTextOut,
-    TraceRequest,
-)
+from palimpsest.serving.openai_schema import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
 from palimpsest.serving.service import Service
 from palimpsest.serving.sse import EventStream
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palimpsest.errors import CapabilityError, ContextOverflowError, EngineStoppedError, InputError, PalimpsestError, QueueFullError
-from palimpsest.serving.openai_schema import ErrorAnswer, ErrorDetail
+from palimpsest.serving.openai_answers import ErrorAnswer, ErrorDetail
 
 # code of an error of pydantic: what to say of it; others are said in pydantic's words
 _SAID = {
