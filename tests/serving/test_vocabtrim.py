@@ -125,11 +125,16 @@ def test_calibration_counts_what_the_model_writes(tiny_model):
         calibrate(tiny_model, prompts, n + 1, temperature=0, max_new_tokens=40)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_estimates_are_those_of_plain_loops(tiny_model, other_model, temperature):
+def cut(logits: torch.Tensor, top_k: int | None) -> torch.Tensor:
+    """All but the k greatest of each row at -inf."""
+    return logits if top_k is None else logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (0.8, None), (0.8, 5)])
+def test_estimates_are_those_of_plain_loops(tiny_model, other_model, temperature, top_k):
     v, gamma = tiny_model.vocab_size, 2
     rows, counts = [[1, 2, 3, 4, 5], [5, 4, 3]], np.random.default_rng(1).integers(0, 50, v)
-    found = estimate_sizes(tiny_model, other_model, rows, counts, [30, v], gamma=gamma, temperature=temperature, keep=[])
+    found = estimate_sizes(tiny_model, other_model, rows, counts, [30, v], gamma=gamma, temperature=temperature, top_k=top_k, keep=[])
     for k, estimate in zip((30, v), found, strict=True):
         kept = sorted(sorted(range(v), key=lambda token: -counts[token])[:k])
         blocks, every = [], []
@@ -139,7 +144,7 @@ def test_estimates_are_those_of_plain_loops(tiny_model, other_model, temperature
             if temperature == 0:
                 a = [float(kept[int(b[kept].argmax())] == int(x.argmax())) for x, b in zip(p, q, strict=True)]
             else:
-                ps, qs = (p / temperature).softmax(-1), (q[:, kept] / temperature).softmax(-1)
+                ps, qs = (cut(logits / temperature, top_k).softmax(-1) for logits in (p, q[:, kept]))
                 a = [sum(min(float(x[token]), float(b[i])) for i, token in enumerate(kept)) for x, b in zip(ps, qs, strict=True)]
             every += a
             blocks += [1 + a[t] + a[t] * a[t + 1] for t in range(len(row) - gamma + 1)]

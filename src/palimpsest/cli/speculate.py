@@ -129,5 +129,5 @@ def trimmed(
     written = target.generate(held_out, min(64, room), seed=seed + 1, **options)
     longer = [[*row, *texts[0].tolist()] for row, texts in zip(held_out, written, strict=True)]
     sizes = [size for size in (2**power for power in range(6, 30)) if size < drafter.vocab_size] + [drafter.vocab_size]
-    found = estimate_sizes(target, drafter, longer, counts, sizes, gamma=gamma, temperature=options["temperature"])
+    found = estimate_sizes(target, drafter, longer, counts, sizes, gamma=gamma, **options)
     return trim_head(drafter, counts, sizes[max(range(len(found)), key=lambda i: found[i].mbsu)])

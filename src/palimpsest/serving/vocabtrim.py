@@ -268,6 +268,8 @@ def estimate_sizes(
     *,
     gamma: int = 4,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     keep: Sequence[int] | None = None,
 ) -> list[SizeEstimate]:
     """For every k the speed-up to be expected, from one pass of each model over texts of the target's own kind.
@@ -282,7 +284,7 @@ def estimate_sizes(
         counts: calibration counts.
         sizes: the k to be looked at.
         gamma: drafted tokens a block.
-        temperature: of the serving; 0 is greedy.
+        temperature, top_k, top_p: of the serving; temperature 0 is greedy.
         keep: as in `trim_head`.
 
     Returns:
@@ -302,7 +304,7 @@ def estimate_sizes(
     vocab = min(target.vocab_size, drafter.vocab_size)
     special = drafter.stop_ids if keep is None else keep
     sets = [torch.from_numpy(kept_ids(counts, drafter.vocab_size, k, keep=special)) for k in sizes]
-    sampler, accepted, tokens = Sampler(temperature), [0.0 for _ in sizes], [0.0 for _ in sizes]
+    sampler, accepted, tokens = Sampler(temperature, top_k, top_p), [0.0 for _ in sizes], [0.0 for _ in sizes]
     positions = starts = 0
     for row in usable:
         fed = torch.from_numpy(row)[None]
