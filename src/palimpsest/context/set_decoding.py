@@ -106,16 +106,16 @@ def choice_logprobs(
     out: list[np.ndarray] = [np.empty(0)] * len(rows)
     done = 0
     for batch in batches_by_length([len(row) for row in rows], door.batch_tokens):
-        tails = [asked[number][1] for number in batch]
+        own = [asked[number][1] for number in batch]  # for each prompt the ids of each choice
         logits = _logits(door, [rows[number] for number in batch], [_tellers(*asked[number]) for number in batch])
-        targets = torch.tensor([token for row in tails for tail in row for token in tail], device=logits.device)
+        targets = torch.tensor([token for tails in own for tail in tails for token in tail], device=logits.device)
         told = (logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)).double().cpu().numpy()
         if np.isnan(told).any():  # minus infinity is the honest log-probability of an id that a model rules out
             raise NonFiniteError(f"{door.name} returned logits that are not finite.", "Check the weights for NaN, or load it in float32.")
-        sizes = [len(tail) for row in tails for tail in row]
+        sizes = [len(tail) for tails in own for tail in tails]
         sums = iter(np.add.reduceat(told, np.cumsum([0, *sizes[:-1]])))
-        for number, row in zip(batch, tails, strict=True):
-            out[number] = np.array([next(sums) for _ in row])
+        for number, tails in zip(batch, own, strict=True):
+            out[number] = np.array([next(sums) for _ in tails])
         done += len(batch)
         if progress:
             progress(done, len(rows))

@@ -140,7 +140,7 @@ class SetPrompt:
 
     def _ordered(self, places: tuple[tuple[int, ...], ...]) -> SetPrompt:
         orders = iter(places)
-        return SetPrompt([part if isinstance(part, str) else tuple(part[i] for i in next(orders)) for part in self.parts])
+        return SetPrompt([tuple(part[i] for i in next(orders)) if isinstance(part, tuple) else part for part in self.parts])
 
     def encode(
         self, tokenizer: Tokenizer, bos: int | None = None, *, canonical: bool = False, apart: bool = True, parallel: bool = True
@@ -159,8 +159,8 @@ class SetPrompt:
         """
         out = EncodedSets.empty().with_text([] if bos is None else [bos])
         for part in self.parts:
-            if isinstance(part, str):
-                out = out.with_text(tokenizer.encode(part))
+            if not isinstance(part, tuple):
+                out = out.with_text(tokenizer.encode(str(part)))
                 continue
             pieces = tokenizer.encode_batch(part)
             if not all(pieces):

@@ -42,7 +42,7 @@ from palimpsest.experiments.canaries import one_thread, twins
 from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.planted_texts import base_text
 from palimpsest.measurement import Curve, Series
-from palimpsest.models import load_model
+from palimpsest.models import HFModel, load_model
 from palimpsest.models.growing_cache import growing
 from palimpsest.serving.relay import relay_attention
 from palimpsest.serving.shared_prefixes import SharedPrefixCache
@@ -87,6 +87,7 @@ def run(scale: str, seed: int) -> Claim:
     full = decides(scale)
     setting = CPU if full else SMOKE
     door = load_model(MODEL) if full else twins().models[SMOKE_MODEL]
+    assert isinstance(door, HFModel)
     prompts, contexts = texts(door.tokenizer, setting, seed)
     with one_thread(), torch.inference_mode():
         rows = [measure(door.model, prompt, contexts, setting.steps, read_again=number == 0) for number, prompt in enumerate(prompts)]

@@ -195,7 +195,8 @@ class RelaySession(Session):
         if not self._levels:
             return super().run(module, info, q, k, v, mask, options)
         assert self.step is not None
-        self._count(info.index, self.step.cache.layers[info.index])
+        layer: Any = self.step.cache.layers[info.index]
+        self._count(info.index, layer)
         parts = [attention_lse(q, k, v, self._mask, info.scaling)]
         for level in self._levels:
             parts.append(_attend(q, level, info))
