@@ -100,7 +100,8 @@ class RelaySession(Session):
 
     Attributes:
         rows: the last prefix of every row (None: the row has none), or of every group of as many neighbouring rows as fit, such as the
-            beams of a prompt; one serves a batch of any size. `nbytes()` and `peak_bytes` count the contexts alone.
+            beams of a prompt; one serves a batch of any size. A door sorts the rows that it is given: there, one for all. `nbytes()` and
+            `peak_bytes` count the contexts alone.
     """
 
     def __init__(self, model: PreTrainedModel, decoder: torch.nn.Module, method: ContextMethod, infos: dict[int, LayerInfo]) -> None:
