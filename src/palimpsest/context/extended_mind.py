@@ -73,7 +73,8 @@ class MindSession(Session):
         if not self.method.cite:
             raise InputError("The session noted no citations.", "Use ExtendedMind(cite=True).")
         names = ("row", "token", "layer", "head", "memory", "similarity", "weight")
-        columns = {name: torch.cat([one[name] for one in self._cited]).cpu().numpy() if self._cited else [] for name in names}
+        none = [{name: torch.empty(0, dtype=torch.double if name in names[-2:] else torch.long) for name in names}]
+        columns = {name: torch.cat([one[name] for one in self._cited or none]).cpu().numpy() for name in names}
         table = pl.DataFrame(columns, schema_overrides={"similarity": pl.Float64, "weight": pl.Float64})
         if self.bank is None:
             return table
@@ -90,7 +91,8 @@ class MindSession(Session):
         if bank is None or not len(bank) or info.index not in bank.keys or not self.method.reads(info):
             return super().run(module, info, q, k, v, mask, options)
         assert self.step is not None
-        self._count(info.index, self.step.cache.layers[info.index])
+        layer: Any = self.step.cache.layers[info.index]
+        self._count(info.index, layer)
         queries, columns = q.shape[2], k.shape[2]
         if mask is None and queries > 1:
             mask = causal(queries, columns, q.device)

@@ -86,7 +86,9 @@ class MemoryLayer(WindowLayer):
         super().__init__(info.rotary, method.n_init, method.n_local)
         self.info, self.method = info, method
         self.fills["received"] = 0
-        self._forget()
+        self.counts = self.blocks = self.arrived = self.lead = self.begin = torch.empty(0, dtype=torch.long)
+        self.padded = False  # whether some of the new tokens are padding
+        self.store: BlockStore | None = None
 
     @property
     def stored(self) -> Tensor:
@@ -224,11 +226,6 @@ class MemoryLayer(WindowLayer):
         like, heads = (keys.flatten(0, 1).unsqueeze(1), self.info.groups) if m.per_head else (keys, self.info.heads)
         return BlockStore(like, heads, m.block, m.cached_blocks, m.policy, m.score_decay, m.offload)
 
-    def _forget(self) -> None:
-        self.counts = self.blocks = self.arrived = self.lead = self.begin = torch.empty(0, dtype=torch.long)
-        self.store: BlockStore | None = None
-        self.padded = False  # whether some of the new tokens are padding
-
     def tensors(self) -> Iterable[Tensor]:
         """Every tensor that the layer holds, on the device or on the host."""
         yield from super().tensors()
@@ -252,7 +249,7 @@ class MemoryLayer(WindowLayer):
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self._forget()
+        self.counts, self.store = torch.empty(0, dtype=torch.long), None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Goes over to other rows of the batch, as beam search does."""
