@@ -73,8 +73,10 @@ def test_a_union_of_parts_is_the_whole(sizes, seed, size):
     parts = [attention_lse(q, k[:, :, a:b], v[:, :, a:b]) for a, b in itertools.pairwise(cuts)]
     out, lse = merge(*zip(*parts, strict=True))
     wanted_out, wanted_lse = naive(q, k, v)
-    torch.testing.assert_close(out.double(), wanted_out, atol=1e-5 * size, rtol=1e-4)
-    torch.testing.assert_close(lse.double(), wanted_lse, atol=1e-5 * size, rtol=1e-5)
+    # What float32 makes of logits of this size, and of weights that are their exponentials.
+    error = 1e-5 + 1e-6 * float(wanted_lse.abs().max() if total else 0.0)
+    torch.testing.assert_close(out.double(), wanted_out, atol=error * float(v.abs().max() if total else 1.0), rtol=1e-4)
+    torch.testing.assert_close(lse.double(), wanted_lse, atol=error, rtol=1e-5)
 
 
 def test_the_union_is_associative_and_commutative():

@@ -201,7 +201,7 @@ def curriculum(config: Config, streams: dict[str, Measurement]) -> list[Check]:
 
 
 def context_law(model: HFModel, texts: np.ndarray, longest: int) -> dict[str, Any]:
-    """The law of the loss of a text's last tokens against the length of what is read: the same tokens at every length, 16 of them at most."""
+    """The law of the loss of a text's last tokens against the length of what is read: equal tokens at every length, at most 16 of them."""
     lengths = [longest >> shift for shift in range(5, -1, -1)]
     scored = min(16, lengths[0] // 2)
     losses = []
