@@ -142,7 +142,7 @@ def attach(model: Any, method: ContextMethod) -> Iterator[Session]:
         InputError: the model is in training mode.
     """
     transformer = unwrap(model)
-    decoder = transformer.get_decoder()
+    decoder: Any = transformer.get_decoder()
     config = decoder.config
     modules = _attention_modules(transformer, decoder)
     if any(MARK in vars(module) for module in modules.values()):
@@ -211,7 +211,7 @@ def _register() -> None:
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
-def _attention_modules(model: PreTrainedModel, decoder: torch.nn.Module) -> dict[int, torch.nn.Module]:
+def _attention_modules(model: PreTrainedModel, decoder: Any) -> dict[int, torch.nn.Module]:
     """The attention modules by layer number.
 
     Raises:
@@ -228,7 +228,7 @@ def _attention_modules(model: PreTrainedModel, decoder: torch.nn.Module) -> dict
     }
     other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reasons[f"it has layers of the kind {', '.join(sorted(other))}"] = bool(other)
-    found = {
+    found: dict[int, torch.nn.Module] = {
         module.layer_idx: module
         for module in decoder.modules()
         if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal")

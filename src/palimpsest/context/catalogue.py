@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -147,7 +146,7 @@ def _judge(record: Method, length: int, trained: int, fits: bool, budget: int, q
         (
             length > trained and not record.beyond_trained,
             -50.0,
-            f"the model was trained on {trained:,} tokens, and it does not change that",
+            f"the model was trained on {trained:,} tokens: compose it with a scaling",
         ),
         (length <= trained and record.family.startswith("position"), -10.0, "no change of positions is needed at this length"),
         (record.has_budget and budget >= length, -5.0, "nothing has to be given up at this budget"),
@@ -171,6 +170,6 @@ def _entry_bytes(config: Any) -> int:
     return int(config.num_hidden_layers * heads * (2 * head_dim * itemsize + 4))
 
 
-def _class(record: Method) -> Callable[..., Any]:
+def _class(record: Method) -> type[Any]:
     module, _, name = record.entry_point.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from palimpsest.context.layers import EMPTY, PositionedLayer
@@ -75,7 +75,7 @@ class Session:
         peak_bytes: the most bytes that the cache held at once since the session began or `reset_peak` was called.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder: torch.nn.Module, method: ContextMethod, infos: dict[int, LayerInfo]) -> None:
+    def __init__(self, model: PreTrainedModel, decoder: Any, method: ContextMethod, infos: dict[int, LayerInfo]) -> None:
         self.model = model
         self.decoder = decoder
         self.method = method
@@ -96,7 +96,7 @@ class Session:
         """Starts measuring `peak_bytes` anew, from what the cache holds now."""
         self.peak_bytes = self.nbytes()
 
-    def layer(self, index: int) -> CacheLayerMixin:
+    def layer(self, index: int) -> Any:
         """The cache layer `index` of the last forward pass."""
         if self.cache is None:
             raise InputError("The session has no cache yet.", "Run the model first.")
@@ -116,9 +116,7 @@ class Session:
 
     # One forward pass
 
-    def before_forward(
-        self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The hook in front of the decoder: adopts the cache and announces positions."""
         if torch.compiler.is_compiling():
             raise InputError("The model is being compiled inside of a context method's session.", "Compile nothing, or leave the session.")
@@ -179,7 +177,7 @@ class Session:
             for index, layer in enumerate(cache.layers):
                 self._count(index, layer)
 
-    def _own(self, layer: CacheLayerMixin, info: LayerInfo) -> CacheLayerMixin:
+    def _own(self, layer: Any, info: LayerInfo) -> Any:
         if isinstance(layer, PositionedLayer):
             if layer.owner != self.method:
                 raise InputError(f"The cache was written by {layer.owner!r}.", f"Start with a new cache for {self.method!r}.")
@@ -221,7 +219,7 @@ class Session:
         self._count(info.index, layer)
         return out
 
-    def _count(self, index: int, layer: CacheLayerMixin) -> None:
+    def _count(self, index: int, layer: Any) -> None:
         now = layer_bytes(layer)
         self._total += now - self._bytes.get(index, 0)
         self._bytes[index] = now
@@ -243,7 +241,8 @@ def attend_dense(info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, layer: Positi
     mask = visible(layer, q.shape[2], k.shape[2])
     if mask is not None and mask.shape[1] > 1:
         mask = mask.repeat_interleave(info.groups, dim=1)
-    return sdpa_attention_forward(_Shape(info.groups), q, k, v, mask, scaling=info.scaling)[0]
+    shape: Any = _Shape(info.groups)
+    return sdpa_attention_forward(shape, q, k, v, mask, scaling=info.scaling)[0]
 
 
 def visible(layer: PositionedLayer, queries: int, columns: int) -> Tensor | None:
@@ -276,7 +275,7 @@ class _Shape:
     is_causal: bool = True
 
 
-def layer_bytes(layer: CacheLayerMixin) -> int:
+def layer_bytes(layer: Any) -> int:
     """Bytes of a cache layer of any kind."""
     if isinstance(layer, PositionedLayer):
         return layer.nbytes()
