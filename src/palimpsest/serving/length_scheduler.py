@@ -112,16 +112,18 @@ class Buckets:
         scaled = np.ceil(np.asarray(lengths) * self.count / self.max_length).astype(np.int64) - 1
         return scaled.clip(0, self.count - 1)
 
-    def edges(self, buckets: Sequence[int] | np.ndarray) -> np.ndarray:
+    def edges(self, buckets: Any) -> np.ndarray:
         """The upper edge of every bucket, rounded up to whole tokens."""
         return np.ceil((np.asarray(buckets) + 1) * self.max_length / self.count - 1e-9).astype(np.int64)
 
     def random(self, seed: int) -> Predictor:
         """A predictor that names a bucket by lot, equal for a request however often it is asked."""
-        return lambda requests: [
-            min(request.max_new_tokens, int(self.edges([np.random.default_rng((seed, request.number)).integers(self.count)])[0]))
-            for request in requests
-        ]
+
+        def predict(requests: Sequence[Request]) -> list[int]:
+            drawn = [np.random.default_rng((seed, request.number)).integers(self.count) for request in requests]
+            return [min(request.max_new_tokens, int(edge)) for request, edge in zip(requests, self.edges(drawn), strict=True)]
+
+        return predict
 
 
 class LengthPredictor:
