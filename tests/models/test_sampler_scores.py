@@ -69,6 +69,13 @@ def test_a_large_vocabulary(sharpness):
     )
 
 
+def test_a_top_k_that_cuts_nothing_beside_a_nucleus():
+    """The nucleus reaches beyond the candidates, as it would without top-k."""
+    x = torch.randn(8, 5000, generator=torch.Generator().manual_seed(2))
+    target = x.argsort(-1, descending=True)[:, 1000]
+    check(x, target, [Sampler(1.0, 5000, 0.9), Sampler(1.0, 9000, 0.9), Sampler(1.0, None, 0.9)])
+
+
 def test_ties_at_the_kth_logit_all_stay():
     x = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
     for token, share in ((0, np.exp(3)), (2, np.exp(2)), (3, np.exp(2))):

@@ -36,7 +36,7 @@ def fast_linear(model: torch.nn.Module) -> Iterator[bool]:
             for module in model.modules():
                 if type(module) is torch.nn.Linear and _fits(module.weight) and "forward" not in vars(module):
                     undo.callback(vars(module).pop, "forward")
-                    module.forward = _forward_of(module)  # type: ignore[method-assign]
+                    module.forward = _forward_of(module)  # type: ignore[assignment, method-assign]
         yield used
 
 

@@ -104,7 +104,8 @@ def surviving(x: torch.Tensor, best: torch.Tensor, sampler: Sampler) -> tuple[to
     """
     scaled = best / sampler.temperature
     vocab = x.shape[-1]
-    if sampler.top_k is not None and sampler.top_k < vocab:
+    cuts = sampler.top_k is not None and sampler.top_k < vocab
+    if cuts:
         certain = scaled[:, -1] < scaled[:, -2]  # no tie at the k-th logit
         scaled = scaled[:, :-1]
         kept = scaled.double()
@@ -124,7 +125,7 @@ def surviving(x: torch.Tensor, best: torch.Tensor, sampler: Sampler) -> tuple[to
     stays = downwards > border
     stays[:, 0] = True
     certain &= ((downwards - border).abs() > ROUNDING).all(dim=-1)
-    if sampler.top_k is None and scaled.shape[-1] < vocab:
+    if not cuts and scaled.shape[-1] < vocab:
         certain &= beyond < border - ROUNDING  # else the nucleus reaches beyond the candidates
     last = stays.sum(dim=-1, keepdim=True) - 1
     lowest = scaled.gather(-1, last)[:, 0]

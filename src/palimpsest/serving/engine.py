@@ -89,7 +89,8 @@ class Engine:
         guard: watches all requests that do not say otherwise.
         context: a context method of `palimpsest.context`.
         prefix_cache_bytes: what keys and values of earlier prompts may take; 0 keeps none.
-        prefill_chunk: tokens of prompts that are read in one step.
+        prefill_chunk: tokens of prompts that are read in one step; by default 64 on a processor, where more would stall the others for
+            longer than it saves, and 512 elsewhere.
 
     Attributes:
         unbatched: why requests do not share a forward pass; None where they do.
@@ -114,13 +115,15 @@ class Engine:
         guard: MemFreeProcessor | None = None,
         context: ContextMethod | None = None,
         prefix_cache_bytes: int = 1 << 28,
-        prefill_chunk: int = 256,
+        prefill_chunk: int | None = None,
     ) -> None:
         if not isinstance(model, HFModel) or not model.in_process:
             raise CapabilityError(
                 f"The door {model.door!r} to {model.name!r} has no weights in this process.",
                 "Serve a model that is loaded from its weights (a folder, a hub id or a GGUF file).",
             )
+        if prefill_chunk is None:
+            prefill_chunk = 64 if model.device.type == "cpu" else 512
         for name, value, least in (("max_slots", max_slots, 1), ("max_waiting", max_waiting, 0), ("prefill_chunk", prefill_chunk, 1)):
             if value < least:
                 raise InputError(f"{name} is {value}.", f"Give an integer of at least {least}.")
