@@ -110,7 +110,7 @@ class MemoryLayer(PositionedLayer):
 
     @property
     def state(self) -> MemoryState:
-        return MemoryState(*(self.slots[name] for name in ("keys", "values", "positions", "scores")), step=self.step)
+        return MemoryState(self.slots["keys"], self.slots["values"], self.slots["positions"], self.slots["scores"], self.step)
 
     @state.setter
     def state(self, state: MemoryState) -> None:

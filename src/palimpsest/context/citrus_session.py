@@ -31,11 +31,12 @@ class CitrusSession(Session):
     @property
     def rules(self) -> CItruS:
         """The method, also where another one stands around it."""
-        return getattr(self.method, "after", None) or self.method  # type: ignore[return-value]
+        method: Any = self.method
+        return getattr(method, "after", None) or method
 
     def nbytes(self) -> int:
         """Bytes of the cache, and of the context cache beside an instruction cache while a document is read."""
-        return sum(layer_bytes(layer) for cache in self._caches or [self.cache] if cache is not None for layer in cache.layers)
+        return sum(_bytes(cache) for cache in self._caches or [self.cache])
 
     @torch.no_grad()
     def read(
@@ -66,13 +67,14 @@ class CitrusSession(Session):
                 f"There are {len(document)} documents and {len(instruction)} instructions, or one of these ends in padding.",
                 "Give one instruction a document, padded on the left.",
             )
-        if len(self.infos) != self.decoder.config.num_hidden_layers:
+        config: Any = self.decoder.config
+        if len(self.infos) != config.num_hidden_layers:
             raise UnsupportedModelError(
-                f"{len(self.infos)} layers of {self.decoder.config.num_hidden_layers} have full attention.",
+                f"{len(self.infos)} layers of {config.num_hidden_layers} have full attention.",
                 "Use a model without sliding windows: what an instruction wrote could not be taken back from them.",
             )
         rules, chunk = self.rules, self.rules.chunk
-        context = cache = DynamicCache(config=self.decoder.config)
+        context = cache = DynamicCache(config=config)
         self._caches, self.ids, self.mask = [context], None, None
         for begin in range(0, document.shape[1], chunk):
             part = (document[:, begin : begin + chunk], mask[:, begin : begin + chunk])
@@ -83,18 +85,19 @@ class CitrusSession(Session):
                 self._peek(cache, instruction, asked)
             self._run(context, *part, "chunk")
             if cache is not context:
-                for own, source in zip(cache.layers, context.layers, strict=True):
-                    own.take_over(source, part[1].bool())  # type: ignore[attr-defined]
+                for own, source in zip(_layers(cache), _layers(context), strict=True):
+                    own.take_over(source, part[1].bool())
         self._caches = [cache]
         self._peek(cache, instruction, asked)
-        for layer in cache.layers:
-            layer.reduce()  # type: ignore[attr-defined]
+        for layer in _layers(cache):
+            layer.reduce()
         if instruction.shape[1] > 1:
             self._run(cache, instruction[:, :-1], asked[:, :-1], "append")
         self.ids, self.mask = torch.cat([document, instruction], 1), torch.cat([mask, asked], 1)
         for index, info in self.infos.items():
-            cache.layers[index].mode = "append"  # type: ignore[attr-defined]
-            self.method.finish(info, cache.layers[index])
+            layer = _layers(cache)[index]
+            layer.mode = "append"
+            self.method.finish(info, layer)
 
     @torch.no_grad()
     def generate(self, **options: Any) -> Tensor:
@@ -106,8 +109,9 @@ class CitrusSession(Session):
         ids, mask, cache = self._ready()
         if options.get("num_beams", 1) != 1:
             raise InputError(f"num_beams is {options['num_beams']}.", "The cache has been read for one continuation a row: give 1.")
-        whole: Any = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
-        new = whole[:, ids.shape[1] :]
+        model: Any = self.model
+        whole = model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+        new: Tensor = whole[:, ids.shape[1] :]
         self.ids, self.mask = whole, torch.cat([mask, torch.ones_like(new)], 1)
         return new
 
@@ -117,8 +121,8 @@ class CitrusSession(Session):
         ids, _, cache = self._ready()
         fed = torch.cat([ids[:, -1:], answer_ids[:, :-1]], 1)
         out = self._run(cache, fed, torch.ones_like(fed), "append", logits=fed.shape[1])
-        for layer in cache.layers:
-            layer.crop(-fed.shape[1])  # type: ignore[attr-defined]
+        for layer in _layers(cache):
+            layer.crop(-fed.shape[1])
         return out.log_softmax(-1).gather(-1, answer_ids[:, :, None]).squeeze(-1)
 
     def _ready(self) -> tuple[Tensor, Tensor, Cache]:
@@ -137,10 +141,10 @@ class CitrusSession(Session):
 
     def _run(self, cache: Cache, ids: Tensor, mask: Tensor, mode: str, logits: int = 1) -> Tensor:
         """One forward pass in which the cache's layers are in a mode; the logits of the last tokens."""
-        self._aside = sum(layer_bytes(layer) for other in self._caches if other is not cache for layer in other.layers)
+        self._aside = sum(_bytes(other) for other in self._caches if other is not cache)
         self._adopt(cache)
-        for index in self.infos:
-            cache.layers[index].mode = mode  # type: ignore[attr-defined]
+        for layer in _layers(cache):
+            layer.mode = mode
         seen = cache.get_seq_length()
         before = torch.ones(len(ids), seen, dtype=mask.dtype, device=mask.device)
         positions = torch.arange(seen, seen + ids.shape[1], device=ids.device).expand(ids.shape)
@@ -161,8 +165,17 @@ class CitrusSession(Session):
     def _peek(self, cache: Cache, ids: Tensor, mask: Tensor) -> None:
         """Lets an instruction select, and takes it back."""
         self._run(cache, ids, mask, "peek")
-        for layer in cache.layers:
-            layer.crop(-ids.shape[1])  # type: ignore[attr-defined]
+        for layer in _layers(cache):
+            layer.crop(-ids.shape[1])
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """The layers of a cache that the session has adopted, each a `CitrusLayer`."""
+    return list(cache.layers)
+
+
+def _bytes(cache: Cache | None) -> int:
+    return 0 if cache is None else sum(layer_bytes(layer) for layer in _layers(cache))
 
 
 def _checked(ids: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

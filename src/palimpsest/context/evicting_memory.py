@@ -72,7 +72,7 @@ class MemoryState:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with `change` applied to every tensor, as for reordering the batch."""
-        return MemoryState(*(change(part) for part in self.tensors), step=self.step)
+        return MemoryState(change(self.keys), change(self.values), change(self.positions), change(self.scores), self.step)
 
 
 @dataclass(frozen=True)

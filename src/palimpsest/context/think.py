@@ -109,7 +109,7 @@ class ThinK(ContextMethod):
         if not layer.packed:
             return None if self.after is None else self.after.attend(info, q, k, v, pad_mask, position_ids, layer)
         if self.keys == "pre_rope":
-            q = self.after.place(info, q, position_ids, layer)  # type: ignore[union-attr]
+            q = self._settling.place(info, q, position_ids, layer)
         return layer.attend(q, info.scaling)
 
     def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: PackedKeyLayer) -> None:
@@ -121,11 +121,16 @@ class ThinK(ContextMethod):
             self.after.observe(info, q, k, v, position_ids, layer)
         if self._kept(info.head_dim) != (info.head_dim, info.head_dim):
             if self.keys == "pre_rope":
-                q = self.after.rotated(info, q, position_ids, layer)  # type: ignore[union-attr]
+                q = self._settling.rotated(info, q, position_ids, layer)
             layer.remember_last(q, position_ids, self.window)
 
     def finish(self, info: LayerInfo, layer: PackedKeyLayer) -> None:
         self._pack(info, layer, own=0)
+
+    @property
+    def _settling(self) -> Any:
+        """The method before, where it keeps keys from before rotation: it says where they are in the end."""
+        return self.after
 
     def _kept(self, head_dim: int) -> tuple[int, int]:
         """Channels of keys and of values that stay."""
@@ -140,7 +145,7 @@ class ThinK(ContextMethod):
         if seen < self.window:
             raise InputError(f"A prompt has {seen} tokens, fewer than the window of {self.window}.", "Give a smaller window.")
         if self.keys == "pre_rope":
-            self.after.settle(info, layer, own)  # type: ignore[union-attr]
+            self._settling.settle(info, layer, own)
         layer.pack(keys, values, self.recent, own, info.scaling)
 
 

@@ -80,7 +80,7 @@ def run(scale: str, seed: int) -> Claim:
     losses = {}
     readers = {"standard": arms["standard"], "H2O": H2O(budget=k + chunk), "StreamingLLM": arms["StreamingLLM"]}
     texts = held_out_rows(model.tokenizer, TEXTS if full else 2, 1024 if full else 64)
-    texts = texts[np.random.default_rng((seed, 33)).permutation(len(texts))[: 4 if full else 1]]
+    texts = texts[np.random.default_rng((seed, 33)).permutation(len(texts))[: 2 if full else 1]]
     for name, arm in readers.items():
         summary = stream_nll(model, model.tokenizer, arm, texts, chunk=chunk, edges=[0, (k + chunk) if full else 32], seed=seed).summary
         losses[name] = summary["buckets"][-1]["nll"]["estimate"]
