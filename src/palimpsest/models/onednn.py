@@ -35,7 +35,7 @@ def fast_linear(model: torch.nn.Module) -> Iterator[bool]:
         if used:
             for module in model.modules():
                 if type(module) is torch.nn.Linear and _fits(module.weight) and "forward" not in vars(module):
-                    undo.callback(vars(module).pop, "forward")
+                    undo.callback(vars(module).pop, "forward", None)  # two threads may have come at once
                     module.forward = _forward_of(module)  # type: ignore[assignment, method-assign]
         yield used
 
