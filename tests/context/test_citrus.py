@@ -7,6 +7,7 @@ import torch
 
 from palimpsest.context import prefill
 from palimpsest.context.citrus import CACHES, CItruS
+from palimpsest.context.citrus_session import CitrusSession
 from palimpsest.context.think import ThinK
 from palimpsest.errors import InputError, UnsupportedModelError
 
@@ -149,6 +150,25 @@ def test_individual_with_the_next_chunk_as_instruction_selects_as_standard_does(
             session.read(document, document[:, 8:])
             chosen[kind] = session.layer(2).positions[0, 0, :5].tolist()
     assert chosen["standard"] == chosen["individual"]
+
+
+def test_individual_reads_the_document_as_standard_does(llama, texts, monkeypatch):
+    run, seen = CitrusSession._run, {"standard": [], "individual": [], "shared": []}
+
+    def noted(self, cache, ids, mask, mode, logits=1):
+        out = run(self, cache, ids, mask, mode, logits=ids.shape[1])
+        if mode == "chunk":
+            seen[self.rules.cache].append(out)
+        return out
+
+    monkeypatch.setattr(CitrusSession, "_run", noted)
+    for kind in seen:
+        with CItruS(6, 8, kind)(llama) as session:
+            session.read(*texts)
+    standard, individual, shared = (torch.cat(outs, 1) for outs in seen.values())
+    assert standard.shape[1] == 45
+    torch.testing.assert_close(individual, standard, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(shared, standard, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", CACHES)
