@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,7 @@ def suite_config(
     from palimpsest.evaluation.context_suite import MEASURES, SuiteConfig
 
     short = name == SHORT
-    found = SHORT_LENGTHS if short else LENGTHS
+    found: tuple[int, ...] = SHORT_LENGTHS if short else LENGTHS
     if lengths is not None:
         try:
             found = tuple(sorted({int(part) for part in lengths.replace(",", " ").split()}))
@@ -249,7 +250,8 @@ def show(console: Console, value: dict[str, Any]) -> None:
             return "–"
         if isinstance(given, list):
             return interval(*given) if kind == "interval" else number(given[0])
-        return {"text": str, "int": lambda n: f"{n:,.0f}", "percent": percent, "float": number}[kind](given)
+        kinds: dict[str, Callable[[Any], str]] = {"text": str, "int": lambda n: f"{n:,.0f}", "percent": percent, "float": number}
+        return kinds[kind](given)
 
     for part in value["models"]:
         rows = [shown_row(row) for row in part["rows"]]

@@ -23,7 +23,7 @@ norm, attention and a GELU network. `AttentionEviction` is the paper's other hal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -205,17 +205,18 @@ class AttendreEncoder(nn.Module):
                 "Give one delay a layer, each a multiple of the chunk.",
             )
         self.chunk, self.delay = chunk, sum(delays)
-        self.layers = nn.ModuleList(
-            AttendreLayer(AttendreAttention(d, heads, kv_capacity, delay, policy, top_k, causal=causal, rope_base=rope_base))
-            for delay in delays
-        )
-        for layer in self.layers:
-            layer.attention.memory.check(chunk)
+        attentions = [
+            AttendreAttention(d, heads, kv_capacity, delay, policy, top_k, causal=causal, rope_base=rope_base) for delay in delays
+        ]
+        for attention in attentions:
+            attention.memory.check(chunk)
+        self.layers = nn.ModuleList(AttendreLayer(attention) for attention in attentions)
         self.norm = nn.RMSNorm(d)
 
     def start(self, batch: int) -> list[LayerState]:
         """The state of every layer before the first chunk."""
-        return [layer.attention.start(batch) for layer in self.layers]
+        layers: Any = self.layers
+        return [layer.attention.start(batch) for layer in layers]
 
     def step(self, chunk: Chunk, states: Sequence[LayerState]) -> tuple[Chunk, list[LayerState]]:
         """One chunk in, the chunk that is `delay` tokens older out, with the states after; for texts that come bit by bit."""

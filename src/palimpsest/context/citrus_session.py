@@ -36,7 +36,8 @@ class CitrusSession(Session):
 
     def nbytes(self) -> int:
         """Bytes of the cache, and of the context cache beside an instruction cache while a document is read."""
-        return sum(_bytes(cache) for cache in self._caches or [self.cache])
+        caches: Any = self._caches or [self.cache]
+        return sum(_bytes(cache) for cache in caches)
 
     @torch.no_grad()
     def read(

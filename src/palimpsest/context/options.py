@@ -37,7 +37,8 @@ def build_method(name: str, options: Mapping[str, str] | None = None) -> Context
     made = method_class(name)
     hints = get_type_hints(made)
     known = {field.name: field for field in fields(made) if field.init}  # type: ignore[arg-type]
-    own, inner = dict(options or {}), {}
+    own = dict(options or {})
+    inner: dict[str, dict[str, Any]] = {}
     for key in [key for key in own if "." in key]:
         outer, _, rest = key.partition(".")
         inner.setdefault(outer, {})[rest] = own.pop(key)

@@ -103,13 +103,13 @@ def stream_nll(
             if progress:
                 progress(first + len(part), len(ids))
     frame = pl.DataFrame(table)
-    buckets = []
+    buckets: list[dict[str, Any]] = []
     for start, end in pairwise(cuts):
         values = frame.filter(pl.col("start") == start)["nll"].to_numpy()
         if len(values):
             found = _mean(values, seed)
             buckets.append({"start": start, "end": end, "nll": found._asdict(), "perplexity": math.exp(found.estimate)})
-    summary = {
+    summary: dict[str, Any] = {
         "length": length,
         "n": len(ids),
         "buckets": buckets,

@@ -110,7 +110,7 @@ def throughput(
     finally:
         torch.set_num_threads(before)
     names = [name for name in table[0] if name != "round"]
-    summary = {"length": int(context.shape[1]), "new_tokens": new_tokens, "threads": threads}
+    summary: dict[str, float] = {"length": int(context.shape[1]), "new_tokens": new_tokens, "threads": threads}
     summary |= {name: median(row[name] for row in table) for name in names}
     provenance = provenance_of(model, what, seed=seed, chunk=chunk, threads=threads)
     return Measurement("throughput", pl.DataFrame(table).with_columns(**literals(what)), summary, provenance)

@@ -65,8 +65,8 @@ def self_instruct_long(
         pieces.append(tokenizer.decode(ids[start : start + piece_tokens]))
     written = model.generate([tokenizer.encode(ask.format(piece=piece)) for piece in pieces], new_tokens)
     asked = []
-    for document, piece, (ids,) in zip(documents, pieces, written, strict=True):
-        question, found, rest = tokenizer.decode(ids).strip().partition("\nAnswer:")
+    for document, piece, (answered,) in zip(documents, pieces, written, strict=True):
+        question, found, rest = tokenizer.decode(answered.tolist()).strip().partition("\nAnswer:")
         answer = rest.strip().split("\n", 1)[0].strip()
         if found and question and "\n" not in question and answer:
             asked.append((document, piece, question, answer))
@@ -74,8 +74,8 @@ def self_instruct_long(
         return []
     again = model.generate([tokenizer.encode(ANSWER.format(piece=piece, question=q)) for _, piece, q, _ in asked], new_tokens)
     kept = []
-    for (document, piece, question, answer), (ids,) in zip(asked, again, strict=True):
-        second = tokenizer.decode(ids).strip().split("\n", 1)[0].strip()
+    for (document, piece, question, answer), (answered,) in zip(asked, again, strict=True):
+        second = tokenizer.decode(answered.tolist()).strip().split("\n", 1)[0].strip()
         if second.casefold().rstrip(".") == answer.casefold().rstrip("."):
             kept.append(LongInstruction(f"{document}\n\nQuestion: {question}\nAnswer:", answer, piece))
     return kept

@@ -67,7 +67,8 @@ def answer(model: Any, method: dict[str, Any], sample: dict[str, Any], new_token
                 model.model(input_ids=context, past_key_values=cache)
         read = time.perf_counter() - began
         held = nbytes(cache)
-        entry = sum(2 * layer.keys.shape[1] * layer.keys.shape[3] * layer.keys.element_size() for layer in cache.layers)
+        layers: Any = cache.layers
+        entry = sum(2 * layer.keys.shape[1] * layer.keys.shape[3] * layer.keys.element_size() for layer in layers)
         start = cache.get_seq_length() if type(press).__name__ == "KeyRerotationPress" else length
         asked = torch.tensor([question["ids"]])
         positions = torch.arange(start, start + asked.shape[1])[None]
