@@ -374,6 +374,8 @@ def test_bad_settings_are_named(tiny_model, rows):
         {"num_beams": 2, "temperature": 1.0},
         {"seed": -1},
         {"temperature": -1.0},
+        {"temperature": 1e-300},
+        {"temperature": float("inf")},
     ):
         with pytest.raises(InputError):
             tiny_model.generate(rows[:1], 2, **options)

@@ -11,6 +11,7 @@ What a door cannot do raises `CapabilityError`; no measurement works around it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from palimpsest.errors import CapabilityError, InputError
 from palimpsest.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
+COLDEST = 1e-6  # logits divided by much less are no float32 any more, and what is drawn from them means nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Sampler:
     argmax, the lowest id among ties.
 
     Raises:
-        InputError: temperature < 0, top_k < 1, or top_p outside (0, 1].
+        InputError: a temperature that is neither 0 nor in [`COLDEST`, infinity), top_k < 1, or top_p outside (0, 1].
     """
 
     temperature: float = 1.0
@@ -42,6 +44,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise InputError(f"temperature is {self.temperature}.", "Give a number >= 0 (0 is greedy).")
+        if 0 < self.temperature < COLDEST or self.temperature == math.inf:
+            raise InputError(f"temperature is {self.temperature}.", f"Give 0 for greedy decoding, or a finite number from {COLDEST} on.")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}.", "Give an integer >= 1, or None for no cut.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
