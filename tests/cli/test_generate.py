@@ -74,6 +74,8 @@ def test_a_document_stands_before_the_prompt_inside_of_the_template(place, tiny_
         (("--option", "budget=4"), "Name it with --context"),
         (("--context", "h2o", "--option", "budget=x"), "an integer"),
         (("--max-new-tokens", 500), "--context infllm"),
+        (("--max-new-tokens", 500, "--context", "full"), "--context infllm"),
+        (("--max-new-tokens", 500, "--context", "h2o", "--option", "budget=20"), "goes beyond"),
         (("--chat",), "no chat template"),
         (("--document", "none.txt"), "none.txt"),
     ],

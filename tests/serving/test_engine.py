@@ -17,6 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.context import ContextMethod, PositionedLayer
+from palimpsest.context.citrus import CItruS
+from palimpsest.context.tova import TOVA
+from palimpsest.context.windows import StreamingLLM
+from palimpsest.context.writing import write_on
 from palimpsest.errors import (
     AlreadyAttachedError,
     CapabilityError,
@@ -581,6 +585,31 @@ def test_a_context_method_runs_every_request_on_its_own_cache(tiny_model):
         assert engine.metrics().prefix_limit == 0
     assert expected != free
     assert [tiny_model.generate([prompt], 20)[0][0].tolist() for prompt in prompts] == free
+
+
+@pytest.mark.parametrize("others", [[], [31], [20, 40]])
+def test_where_a_prompt_is_cut_does_not_depend_on_the_others(tiny_model, others):
+    """What a context method keeps does: pieces of 32 tokens, whatever else is being read."""
+    prompt, method = prompt_of(9, 70), TOVA(budget=12)
+    with method(tiny_model) as session:
+        expected = write_on(session, prompt, 12, chunk=32, stop_ids=tiny_model.stop_ids).ids.tolist()
+    with Engine(tiny_model, max_slots=4, context=method, prefill_chunk=32) as engine:
+        streams = [engine.submit(GenerationRequest(prompt_of(number, length), 12)) for number, length in enumerate(others)]
+        assert list(engine.submit(GenerationRequest(prompt, 12)).collect(WAIT).token_ids) == expected
+        assert all(stream.collect(WAIT).finish_reason in ("stop", "length") for stream in streams)
+
+
+def test_a_method_that_goes_beyond_the_trained_length_takes_longer_prompts(tiny_model):
+    prompt = prompt_of(3, tiny_model.context_length + 40)
+    with Engine(tiny_model, context=StreamingLLM(budget=32), prefill_chunk=32) as engine:
+        assert len(engine.submit(GenerationRequest(prompt, 4, stop_at_eos=False)).collect(WAIT).token_ids) == 4
+    with Engine(tiny_model, context=TOVA(budget=32)) as engine, pytest.raises(ContextOverflowError, match="at most 128"):
+        engine.submit(GenerationRequest(prompt, 4))
+
+
+def test_a_method_that_wants_the_question_apart_is_not_served(tiny_model):
+    with pytest.raises(InputError, match="which of its tokens are the question"):
+        Engine(tiny_model, context=CItruS(k=32))
 
 
 def test_a_context_method_that_does_not_fit_is_told_at_the_start(tiny_model):

@@ -40,6 +40,7 @@ def generate(
 ) -> None:
     """Write on from a prompt, keeping the context as a method says, and report the bytes and tokens a second."""
     from palimpsest.cli.study_files import read_utf8
+    from palimpsest.context.catalogue import goes_beyond
     from palimpsest.context.writing import write_on
     from palimpsest.evaluation.context_reading import attached, describe
     from palimpsest.models.base import Sampler
@@ -52,10 +53,10 @@ def generate(
     door = local_model(model)
     sampler = Sampler(temperature, top_k or None, top_p)
     before, question = parts(door, text, asked, model if chat or template else None, template)
-    if method is None and len(before) + len(question) + max_new_tokens > door.context_length:
+    if not goes_beyond(method) and len(before) + len(question) + max_new_tokens > door.context_length:
         raise ContextOverflowError(
             f"{len(before) + len(question)} tokens and {max_new_tokens} new ones do not fit the {door.context_length} of {door.name}.",
-            "Give a context method, for example --context infllm.",
+            "Give a context method that goes beyond them, for example --context infllm.",
         )
     shown = _Stream(door.tokenizer, silent=as_json)
     with attached(door, method) as session:

@@ -96,6 +96,20 @@ def make(name: str, **options: Any) -> ContextMethod:
         raise InputError(f"{name} cannot be made: {error}.", f"Its options are {', '.join(known)}.") from error
 
 
+def goes_beyond(method: ContextMethod | None) -> bool:
+    """Whether a method, or one that is composed with it, is made for texts longer than the model was trained on.
+
+    Example:
+        >>> goes_beyond(make("h2o", budget=256)), goes_beyond(make("streaming-llm", budget=256)), goes_beyond(None)
+        (False, True, False)
+    """
+    if method is None:
+        return False
+    inner = [value for value in vars(method).values() if isinstance(value, ContextMethod)]
+    own = any(record.beyond_trained and type(method) is _class(record) for record in METHODS)
+    return own or any(goes_beyond(other) for other in inner)
+
+
 def recommend(
     config: Any, length: int, budget_bytes: int, can_train: bool = False, *, batch: int = 1, question_known: bool = False
 ) -> list[Recommendation]:

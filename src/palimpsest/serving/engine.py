@@ -27,6 +27,7 @@ from types import TracebackType
 import torch
 
 from palimpsest.context.attach import ContextMethod
+from palimpsest.context.catalogue import goes_beyond
 from palimpsest.errors import (
     CapabilityError,
     ContextOverflowError,
@@ -38,7 +39,7 @@ from palimpsest.errors import (
 )
 from palimpsest.guard.memfree import MemFreeProcessor
 from palimpsest.models.base import LanguageModel
-from palimpsest.models.hf import HFModel
+from palimpsest.models.hf import UNLIMITED_CONTEXT, HFModel
 from palimpsest.serving.choosing import Choice, RowGuard, Writer, choose, token_logprobs
 from palimpsest.serving.metrics import EngineMetrics, Histogram
 from palimpsest.serving.prefix_cache import BLOCK, PrefixCache
@@ -93,11 +94,12 @@ class Engine:
             longer than it saves, and 512 elsewhere.
 
     Attributes:
+        context_length: tokens of a prompt and its continuation; the model's own, or no limit under a method that goes beyond it.
         unbatched: why requests do not share a forward pass; None where they do.
 
     Raises:
         CapabilityError: the door has no weights in this process.
-        InputError: a number out of range.
+        InputError: a number out of range, or a context method that wants document and question apart.
         TokenizerMismatchError: guard and model use different tokenizers.
 
     Example:
@@ -127,9 +129,15 @@ class Engine:
         for name, value, least in (("max_slots", max_slots, 1), ("max_waiting", max_waiting, 0), ("prefill_chunk", prefill_chunk, 1)):
             if value < least:
                 raise InputError(f"{name} is {value}.", f"Give an integer of at least {least}.")
+        if context is not None and hasattr(context.session, "read"):
+            raise InputError(
+                f"{context!r} reads a document for a question, and a request does not say which of its tokens are the question.",
+                "Use it with `palimpsest generate --document`, or serve another method.",
+            )
         if guard is not None and guard.source.tokenizer_fingerprint is not None:
             model.tokenizer.require_same(guard.source.tokenizer_fingerprint, "the guard's n-grams")
         self.model, self.max_slots, self.max_waiting, self.prefill_chunk = model, max_slots, max_waiting, prefill_chunk
+        self.context_length = UNLIMITED_CONTEXT if goes_beyond(context) else model.context_length
         self._guard = RowGuard(guard) if guard is not None else None
         self.unbatched: str | None = None
         self._runner: Runner = self._make_runner(context)
@@ -199,10 +207,10 @@ class Engine:
         if request.guard and self._guard is None:
             raise InputError("The request asks for a guard, but the engine has none.", "Start the server with --guard INDEX.")
         tokens = len(request.prompt_ids) + int(self.model.prepends_bos)
-        if tokens + request.max_new_tokens > self.model.context_length:
+        if tokens + request.max_new_tokens > self.context_length:
             raise ContextOverflowError(
                 f"The prompt has {tokens} tokens, and {request.max_new_tokens} are to be written, but the model sees at most "
-                f"{self.model.context_length}.",
+                f"{self.context_length}.",
                 "Give a shorter prompt or a smaller max_new_tokens.",
             )
 
@@ -368,7 +376,11 @@ class Engine:
                 batch.append((running, Work(running.slot, running.fed, running.writer.written[-1:])))
             elif budget:
                 self._load_prefix(running)
-                count = min(running.unread, budget)
+                count = min(running.unread, self.prefill_chunk)
+                if self._runner.store is not None:
+                    count = min(count, budget)
+                elif count > budget:  # what a context method keeps depends on where a prompt is cut, and so must not on the others
+                    continue
                 budget -= count
                 end = running.fed + count
                 wanted = count if running.scores_prompt else int(end == len(prompt))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from palimpsest.errors import ContextOverflowError, InputError
+from palimpsest.models.base import COLDEST
+from palimpsest.models.hf import UNLIMITED_CONTEXT
 from palimpsest.serving.openai_errors import ApiError, from_library
 from palimpsest.serving.openai_schema import ChatRequest, CompletionRequest, SamplingRequest
 from palimpsest.serving.requests import GenerationRequest
@@ -74,9 +76,9 @@ def chat_requests(service: Service, body: ChatRequest, client: str) -> list[Gene
     if newer is not None and older is not None and newer != older:
         raise ApiError(400, "'max_tokens' and 'max_completion_tokens' differ: give one of them.", "invalid_value", "max_tokens")
     ids = service.chat.ids(body.messages)
-    model = service.engine.model
-    room = model.context_length - len(ids) - int(model.prepends_bos)
-    tokens = newer or older or (min(room, _UNBOUNDED) if model.context_length >= 1 << 30 else max(room, 1))
+    most = service.engine.context_length
+    room = most - len(ids) - int(service.engine.model.prepends_bos)
+    tokens = newer or older or (min(room, _UNBOUNDED) if most >= UNLIMITED_CONTEXT else max(room, 1))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _requests(service, body, [ids], [tokens], logprobs, client)
 
@@ -99,6 +101,9 @@ def _requests(
         raise ApiError(400, f"{texts} texts were asked for at once; this server holds {room}.", "too_many_texts", "n")
     seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 64)
     top_p = None if body.top_p is None else max(body.top_p, _SMALLEST_NUCLEUS)
+    temperature = 1.0 if body.temperature is None else body.temperature
+    if temperature < COLDEST:  # clients send 1e-8 and mean greedy
+        temperature = 0.0
     stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     requests = []
     for row, most in zip(rows, tokens, strict=True):
@@ -106,7 +111,7 @@ def _requests(
             request = GenerationRequest(
                 tuple(row),
                 max_new_tokens=most,
-                temperature=1.0 if body.temperature is None else body.temperature,
+                temperature=temperature,
                 top_p=top_p,
                 top_k=body.top_k,
                 seed=_derived(seed, number),
