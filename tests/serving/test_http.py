@@ -79,6 +79,18 @@ def test_the_nucleus_of_nothing_is_the_likeliest_token(client, tiny_model):
     assert answer.choices[0].text == lone(tiny_model, PROMPT, 8)
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-300])
+def test_a_temperature_next_to_nothing_is_greedy(client, tiny_model, temperature):
+    answer = client.completions.create(model="tiny-0", prompt=PROMPT, temperature=temperature, max_tokens=8)
+    assert answer.choices[0].text == lone(tiny_model, PROMPT, 8)
+
+
+def test_nobody_is_sent_elsewhere(served):
+    """A redirect would be to the host that the client names, over plain HTTP, with its key and prompt."""
+    for answer in (httpx.post(f"{served.url}/completions/", json={}), httpx.get(f"{served.root}/healthz/")):
+        assert answer.status_code == 404
+
+
 def test_top_k_is_taken_from_the_extra_body(client, tiny_model):
     answer = client.completions.create(model="tiny-0", prompt=PROMPT, temperature=1.5, max_tokens=8, extra_body={"top_k": 1})
     assert answer.choices[0].text == lone(tiny_model, PROMPT, 8)

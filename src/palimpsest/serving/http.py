@@ -99,7 +99,8 @@ def create_app(
     from palimpsest.serving.limits import Limits
 
     service = Service(engine, name, keys or KeyRing(), limits or Limits(), chat_template, index)
-    app = FastAPI(title="Palimpsest", version="1", docs_url=None, redoc_url=None)
+    # without redirects of /v1/models/ to /v1/models: their address would be made of the client's Host header, and of plain HTTP
+    app = FastAPI(title="Palimpsest", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(ApiError, lambda _, error: _answer_error(error))
@@ -158,7 +159,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     card = ModelCard(
         id=service.name,
         created=service.created,
-        max_model_len=model.context_length,
+        max_model_len=service.engine.context_length,
         palimpsest={
             "fingerprint": model.fingerprint,
             "tokenizer": service.tokenizer.fingerprint,
