@@ -102,6 +102,8 @@ def test_a_model_is_served_until_it_is_told_to_end(place):
         (["--api-key-file", "no-such-file"], "cannot be read"),
         (["--request-timeout", "0"], "request_timeout is 0"),
         (["--drain-timeout", "-1"], "drain_timeout is -1"),
+        (["--drain-timeout", "inf"], "drain_timeout is inf"),
+        (["--context", "yarn:factor=much"], "a number"),
         (["--context", "no-such-method:budget=4"], "no-such-method"),
         (["--context", "h2o:budget"], "'budget' has no value"),
         (["--context", "h2o:budget=many"], "budget"),

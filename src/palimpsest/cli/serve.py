@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 from collections.abc import Iterator
@@ -100,25 +99,17 @@ def read_method(text: str) -> ContextMethod:
     """A context method by its name in the catalogue, with options behind a colon.
 
     Raises:
-        InputError: an option without a value, and what `palimpsest.context.make` refuses.
+        InputError: an option without a value, and what `build_method` refuses.
 
     Example:
         >>> read_method("h2o:budget=256")
         H2O(budget=256, recent=None)
     """
-    from palimpsest.context import make
+    from palimpsest.cli.generate import pairs
+    from palimpsest.context.options import build_method
 
     name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in rest.split(",") if rest else []:
-        option, given, value = part.partition("=")
-        if not given:
-            raise InputError(f"--context is {text!r}: {part!r} has no value.", "Write it like h2o:budget=256,recent=64.")
-        try:
-            options[option.strip()] = ast.literal_eval(value.strip())
-        except (SyntaxError, ValueError):
-            options[option.strip()] = value.strip()  # a word
-    return make(name.strip(), **options)
+    return build_method(name.strip(), pairs(rest.split(",") if rest else []))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import signal
 import socket
 import threading
@@ -114,8 +115,10 @@ class DrainingServer(uvicorn.Server):
         max_connections: int = 1024,
         on_start: Callable[[str, int], None] | None = None,
     ) -> None:
-        if not drain_timeout >= 0 or max_connections < 1:
-            raise InputError(f"drain_timeout is {drain_timeout}, max_connections is {max_connections}.", "Give 0 s or more, and 1 or more.")
+        if not 0 <= drain_timeout < math.inf or max_connections < 1:
+            raise InputError(
+                f"drain_timeout is {drain_timeout}, max_connections is {max_connections}.", "Give a finite number >= 0, and 1 or more."
+            )
         self.service, self.drain_timeout, self._on_start = app.state.service, drain_timeout, on_start
         self._socket = _listen(host, port)
         limits = self.service.limits
