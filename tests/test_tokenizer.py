@@ -109,6 +109,11 @@ def test_encode_adds_no_special_tokens():
     assert tokenizer.encode_batch(["a", "b"]) == [tokenizer.encode("a"), tokenizer.encode("b")]
 
 
+def test_half_a_surrogate_pair_is_no_text():
+    with pytest.raises(InputError, match="not Unicode text"):
+        BYTES.encode("a\ud800")
+
+
 def test_decode_keeps_special_tokens():
     assert byte_tokenizer(adds_bos=True).decode([0, *BYTES.encode("a")]) == "<s>a"
 

@@ -65,8 +65,15 @@ class Tokenizer:
         write_text(path, self.backend.to_str(pretty=False))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, without special tokens.
+
+        Raises:
+            InputError: the text holds half of a surrogate pair, as Python makes of bytes that are not UTF-8.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise InputError(f"The text {text[:40]!r} is not Unicode text.", "Give text in UTF-8.") from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, in parallel, without special tokens."""

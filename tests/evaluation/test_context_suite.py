@@ -74,3 +74,5 @@ def test_bad_input_is_refused(setting: Any) -> None:
         SuiteConfig(measures=("passkey", "beauty"))
     with pytest.raises(InputError, match="lengths"):
         SuiteConfig(lengths=(1024, 512))
+    with pytest.raises(InputError, match="at least 1"):
+        SuiteConfig(lengths=(-5, 512))

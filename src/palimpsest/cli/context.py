@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,9 +105,10 @@ def size(text: str) -> int:
         (1500000, 2048, 100)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in _UNITS or float(found[1]) * _UNITS[found[2].upper()] < 1:
+    unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < math.inf:
         raise InputError(f"{text!r} is not a size.", "Give it like 500MB, 2GiB or a number of bytes.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(float(found[1]) * unit)
 
 
 def configuration(model: str) -> Any:

@@ -64,8 +64,8 @@ class SuiteConfig:
         unknown = sorted(set(self.measures) - set(MEASURES))
         if unknown or not self.measures:
             raise InputError(f"measures has {', '.join(unknown) or 'nothing'}.", f"Choose from {', '.join(MEASURES)}.")
-        if not self.lengths or sorted(set(self.lengths)) != list(self.lengths):
-            raise InputError(f"lengths is {self.lengths}.", "Give different lengths in ascending order.")
+        if not self.lengths or sorted(set(self.lengths)) != list(self.lengths) or self.lengths[0] < 1:
+            raise InputError(f"lengths is {self.lengths}.", "Give different lengths of at least 1 in ascending order.")
 
 
 @dataclass
@@ -127,7 +127,7 @@ def run_suite(
             except PalimpsestError as error:
                 report.rows.append(row | {"settings": "", "query_aware": False, "reasons": {"all": str(error)}})
                 continue
-            aware = config.query_aware or hasattr(method, "read")
+            aware = config.query_aware or hasattr(getattr(method, "session", None), "read")
             row |= {"settings": "" if method is None else repr(method), "query_aware": aware}
             for measure in config.measures:
                 if measure in ("stream", "speed") and length != config.lengths[-1]:
