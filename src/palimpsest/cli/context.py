@@ -38,7 +38,7 @@ def list_methods(
     table = columns("name")
     table.columns[0].no_wrap = True  # a name is to be typed
     for heading in ("what it changes", "result", "keys stand at", "options", "source"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=heading == "result")
     for row in rows:
         options = " ".join(f"{name}={value}" if value != "" else name for name, value in row["options"].items())
         result = "exact" if row["exact"] else "for a question" if row["needs_question"] else "approximate"
