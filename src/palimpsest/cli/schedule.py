@@ -126,7 +126,7 @@ def read_trace(file: Path, max_new_tokens: int) -> list[Request]:
     found = []
     for number, record in enumerate(read_records(file)[1]):
         prompt, arrival = record.get("prompt", ""), record.get("arrival", 0.0)
-        sizes = [record.get("prompt_tokens"), record.get("output_tokens")]
+        sizes: list[Any] = [record.get("prompt_tokens"), record.get("output_tokens")]
         whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
         if not whole or not isinstance(prompt, str) or not isinstance(arrival, int | float):
             raise InputError(

@@ -47,7 +47,7 @@ from palimpsest.experiments.claim import Check, Claim, decides
 from palimpsest.experiments.planted_texts import EOS_ID, train_tokenizer
 from palimpsest.measurement import Measurement
 from palimpsest.models.hf import HFModel
-from palimpsest.serving.length_scheduler import Embed, LengthPredictor, Request, S3Scheduler, oracle, worst_case
+from palimpsest.serving.length_scheduler import Embed, LengthPredictor, Predictor, Request, S3Scheduler, oracle, worst_case
 from palimpsest.serving.length_serving import serve
 from palimpsest.serving.simulator import compare_schedules, simulate
 from palimpsest.serving.step_cost import MACHINES, MODELS, Measured, Roofline, cache_bytes_per_token, measure_step_cost
@@ -85,7 +85,7 @@ def measured(model: HFModel, prompts: list[str], lengths: np.ndarray, embed: Emb
     predictor = LengthPredictor.fit([prompts[i] for i in train], lengths[train], max_length=LONGEST, embed=embed, seed=seed)
     pick = held_out[np.random.default_rng((seed, 91)).integers(len(held_out), size=drawn)]
     trace = [Request(n, len(ids[i]), LONGEST, int(min(lengths[i], LONGEST)), prompts[i]) for n, i in enumerate(pick)]
-    predictors = {
+    predictors: dict[str, Predictor] = {
         "longest": worst_case,
         "S³": predictor,
         "true lengths": oracle,

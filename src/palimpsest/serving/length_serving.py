@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -56,9 +57,11 @@ class RaggedBatch:
         new = DynamicCache()
         logits = self._run(ids, mask.bool(), positions, new)
         width = max(self._real.shape[1], ids.shape[1])
-        for number, layer in enumerate(new.layers):
+        layers: Any = new.layers
+        held: Any = self._cache.layers
+        for number, layer in enumerate(layers):
             if self.rows:
-                old = self._cache.layers[number]
+                old = held[number]
                 layer.keys = torch.cat([_widened(old.keys, width), _widened(layer.keys, width)])
                 layer.values = torch.cat([_widened(old.values, width), _widened(layer.values, width)])
         parts = [*([self._real] if self.rows else []), mask.bool()]
@@ -75,7 +78,8 @@ class RaggedBatch:
             return
         unused = int(self._real.any(0).long().argmax())  # columns that only the longest rows had
         self._real = self._real[:, unused:]
-        for layer in self._cache.layers:
+        layers: Any = self._cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[stay, :, unused:], layer.values[stay, :, unused:]
 
     def _run(self, ids: torch.Tensor, real: torch.Tensor, positions: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

@@ -210,7 +210,7 @@ class _Machine:
             "peak_reserved": int(reserved.max()),
             "capacity": capacity,
             "preemptions": self.supervisor.preemptions,
-            "preempted_share": float((table["preemptions"] > 0).mean() or 0.0),
+            "preempted_share": float((table["preemptions"].to_numpy() > 0).mean()),
             "recomputed_tokens": self.recomputed,
             "latency_mean": float(latency.mean()),
             "latency_p99": float(np.quantile(latency, 0.99)),

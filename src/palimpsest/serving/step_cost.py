@@ -26,7 +26,9 @@ from palimpsest.models.hf import HFModel
 class StepCost(Protocol):
     """What the simulator asks: the time of steps, and bytes of cache a token."""
 
-    bytes_per_token: int
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of cache a token."""
 
     def seconds(self, fed: np.ndarray | int, cached: np.ndarray | int) -> np.ndarray:
         """Seconds of steps that feed `fed` tokens and attend to `cached` ones."""
@@ -159,7 +161,8 @@ def fit_steps(steps: Sequence[tuple[int, int, float]], bytes_per_token: int) -> 
     # relative errors: a step of one row matters to a long answer as much as one of many rows
     found, _ = nnls(columns / table[:, 2:], np.ones(len(table)))
     error = float(np.abs(columns @ found / table[:, 2] - 1).mean())
-    return Measured(*(float(x) for x in found), bytes_per_token, error, tuple((int(n), int(k), float(t)) for n, k, t in table))
+    base, per_fed, per_cached = (float(x) for x in found)
+    return Measured(base, per_fed, per_cached, bytes_per_token, error, tuple((int(n), int(k), float(t)) for n, k, t in table))
 
 
 @torch.inference_mode()
@@ -211,7 +214,8 @@ def cache_bytes_per_token(model: HFModel) -> int:
     """Bytes of keys and values that a token takes in all layers."""
     cache = DynamicCache()
     model.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
+    layers: Any = cache.layers
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None)
 
 
 def _least(model: HFModel, ids: torch.Tensor, cache: DynamicCache, repeats: int, clock: Any) -> float:
