@@ -82,5 +82,13 @@ def test_what_goes_wrong_is_said(place):
     assert "leaves some of both" in run("simulate", trace, "--train", 1, code=2).output
     (place / "bad.jsonl").write_text('{"prompt": "a", "prompt_tokens": 3}\n')
     assert "Request 1" in run("simulate", place / "bad.jsonl", code=2).output
+    for arrival in ("NaN", "Infinity", "-1", "true", "1" * 400):
+        (place / "bad.jsonl").write_text('{"prompt_tokens": 3, "output_tokens": 3, "arrival": %s}\n' % arrival)
+        assert "from 0 on" in run("simulate", place / "bad.jsonl", code=2).output
+    assert "leaves some of both" in run("simulate", trace, "--train", "nan", code=2).output
+    for wrong in ({"base": "NaN"}, {"per_fed": -1}, {"bytes_per_token": 0}, {"base": "much"}):
+        cost = {"base": 1, "per_fed": 1, "per_cached": 1, "error": 0, "bytes_per_token": 8, "steps": [], **wrong}
+        (place / "wrong.json").write_text(json.dumps(cost))
+        assert "no measured steps" in run("simulate", trace, "--cost", place / "wrong.json", "--slots", 2, code=2).output
     (place / "one.jsonl").write_text('{"prompt_tokens": 3, "output_tokens": 3}\n')
     assert "at least two" in run("simulate", place / "one.jsonl", code=2).output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,8 +55,8 @@ def simulate(
     for file in (out, plot):
         writable(file)
     requests = read_trace(trace, max_new_tokens)
-    learnt = round(train * len(requests))
-    if not 0 < train < 1 or not 0 < learnt < len(requests):
+    learnt = round(train * len(requests)) if 0 < train < 1 else 0
+    if not 0 < learnt < len(requests):
         raise InputError(f"{train} of {len(requests)} requests are to be learnt from.", "Give a share that leaves some of both.")
     known, served = requests[:learnt], requests[learnt:]
     lengths = [request.output_tokens or 0 for request in known]
@@ -128,10 +130,11 @@ def read_trace(file: Path, max_new_tokens: int) -> list[Request]:
         prompt, arrival = record.get("prompt", ""), record.get("arrival", 0.0)
         sizes: list[Any] = [record.get("prompt_tokens"), record.get("output_tokens")]
         whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
-        if not whole or not isinstance(prompt, str) or not isinstance(arrival, int | float):
+        timely = isinstance(arrival, int | float) and not isinstance(arrival, bool) and 0 <= arrival <= sys.float_info.max
+        if not whole or not isinstance(prompt, str) or not timely:
             raise InputError(
                 f"Request {number + 1} of {file} lacks prompt_tokens or output_tokens, or a field is of another kind.",
-                "Give both as integers above 0, prompt as text, arrival as seconds.",
+                "Give both as integers above 0, prompt as text, arrival as seconds from 0 on.",
             )
         found.append(Request(number, sizes[0], max_new_tokens, min(sizes[1], max_new_tokens), prompt, float(arrival)))
     if len(found) < 2:
@@ -163,8 +166,13 @@ def read_cost(file: Path) -> Measured:
 
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-        return Measured(**{**value, "steps": tuple((int(n), int(k), float(t)) for n, k, t in value["steps"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        steps = tuple((int(n), int(k), float(t)) for n, k, t in value["steps"])
+        times = {name: float(value[name]) for name in ("base", "per_fed", "per_cached", "error")}
+        found = Measured(**times, bytes_per_token=int(value["bytes_per_token"]), steps=steps)
+        if not all(0 <= time < math.inf for time in times.values()) or found.bytes_per_token < 1:
+            raise ValueError("a time that is negative or not finite, or no bytes a token")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{file} holds no measured steps: {error}.", "Write it with `palimpsest schedule measure --out`.") from error
 
 

@@ -62,8 +62,10 @@ class Request:
 
     def __post_init__(self) -> None:
         for name, least in (("prompt_tokens", 1), ("max_new_tokens", 1), ("arrival", 0)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)} in request {self.number}.", f"Give at least {least}.")
+            if not least <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"{name} is {getattr(self, name)} in request {self.number}.", f"Give at least {least}, and a finite number."
+                )
         if self.output_tokens is not None and not 1 <= self.output_tokens <= self.max_new_tokens:
             raise InputError(
                 f"Request {self.number} has output_tokens {self.output_tokens}.", f"Give 1 to max_new_tokens = {self.max_new_tokens}."
