@@ -83,7 +83,7 @@ def test_what_goes_wrong_is_said(place):
     (place / "bad.jsonl").write_text('{"prompt": "a", "prompt_tokens": 3}\n')
     assert "Request 1" in run("simulate", place / "bad.jsonl", code=2).output
     for arrival in ("NaN", "Infinity", "-1", "true", "1" * 400):
-        (place / "bad.jsonl").write_text('{"prompt_tokens": 3, "output_tokens": 3, "arrival": %s}\n' % arrival)
+        (place / "bad.jsonl").write_text(f'{{"prompt_tokens": 3, "output_tokens": 3, "arrival": {arrival}}}\n')
         assert "from 0 on" in run("simulate", place / "bad.jsonl", code=2).output
     assert "leaves some of both" in run("simulate", trace, "--train", "nan", code=2).output
     for wrong in ({"base": "NaN"}, {"per_fed": -1}, {"bytes_per_token": 0}, {"base": "much"}):

@@ -92,6 +92,7 @@ def test_an_answer_is_scored_as_it_is_decoded(tiny_model: HFModel, haystack: Hay
         assert row["query_aware"] is query_aware
         assert row["bytes"] == ENTRY * (before if query_aware else len(sample.context))
         assert row["bytes_after"] == ENTRY * (before + len(asked.answer) - 1)
+        assert row["peak_bytes"] == row["bytes_after"]  # the answer's tokens are held, too
 
 
 def test_the_question_is_hidden_from_what_is_dropped(tiny_model: HFModel, haystack: Haystack) -> None:
@@ -152,7 +153,7 @@ def test_speed_and_bytes(tiny_model: HFModel, rows: np.ndarray) -> None:
     assert found.summary["decode_tokens_per_second"] > 0
     full = throughput(tiny_model, tiny_model.tokenizer, None, rows[0], new_tokens=4, repeats=1, threads=1)
     assert full.summary["bytes"] == 50 * ENTRY
-    assert full.summary["bytes_after"] == 54 * ENTRY
+    assert full.summary["bytes_after"] == full.summary["peak_bytes"] == 54 * ENTRY
     assert found.summary["bytes"] < full.summary["bytes"]
 
 

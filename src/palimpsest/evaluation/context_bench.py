@@ -277,7 +277,8 @@ def _answers(session: Any, context: Tensor, sample: KeySample, query_aware: bool
         total, exact, peak = 0.0, True, max(read.peak_bytes, step.peak_bytes if step else 0)
         for place, token in enumerate(question.answer.tolist()):
             if place:
-                logits = prefill(session, torch.tensor([[question.answer[place - 1]]], device=device), 1, cache=cache).logits
+                step = prefill(session, torch.tensor([[question.answer[place - 1]]], device=device), 1, cache=cache)
+                logits, peak = step.logits, max(peak, step.peak_bytes)
             assert logits is not None
             logprobs = F.log_softmax(logits.flatten(0, -2)[-1].float(), dim=-1)
             total += float(logprobs[token])

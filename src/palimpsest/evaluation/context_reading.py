@@ -95,17 +95,17 @@ def throughput(
                 read = prefill(session, context, chunk)
                 ready = time.perf_counter()
                 assert read.logits is not None
-                token = read.logits[:, -1].argmax(-1, keepdim=True)
+                token, peak = read.logits[:, -1].argmax(-1, keepdim=True), read.peak_bytes
                 for _ in range(new_tokens):
                     step = prefill(session, token, 1, cache=read.cache)
                     assert step.logits is not None
-                    token = step.logits[:, -1].argmax(-1, keepdim=True)
+                    token, peak = step.logits[:, -1].argmax(-1, keepdim=True), max(peak, step.peak_bytes)
                 ended = time.perf_counter()
                 if number:
                     table.append({
                         "round": number, "prefill_tokens_per_second": context.shape[1] / (ready - began),
                         "decode_tokens_per_second": new_tokens / (ended - ready), "bytes": read.nbytes,
-                        "peak_bytes": read.peak_bytes, "bytes_after": kv_bytes(read.cache),
+                        "peak_bytes": peak, "bytes_after": kv_bytes(read.cache),
                     })  # fmt: skip
     finally:
         torch.set_num_threads(before)
