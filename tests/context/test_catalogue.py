@@ -8,6 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from palimpsest.context import ContextMethod, make, method, methods, recommend
+from palimpsest.context.options import build_method
 from palimpsest.errors import InputError
 
 CONFIG = LlamaConfig(
@@ -85,3 +86,9 @@ def test_a_text_beyond_the_trained_length_asks_for_other_positions():
 def test_numbers_that_mean_nothing_are_refused():
     with pytest.raises(InputError, match="length is 0"):
         recommend(CONFIG, 0, 100)
+
+
+@pytest.mark.parametrize("words", [{}, {"bank": "none"}])
+def test_a_method_that_would_do_nothing_is_refused(words: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="does nothing without bank"):
+        build_method("extended-mind", words)

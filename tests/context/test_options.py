@@ -32,7 +32,7 @@ class Plain(ContextMethod):
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
     """A catalogue of two."""
     entries = {"plain": f"{__name__}:Plain", "trained": "palimpsest.context.options:build_method"}
-    monkeypatch.setattr(options, "method", lambda name: SimpleNamespace(entry_point=entries[name]))
+    monkeypatch.setattr(options, "method", lambda name: SimpleNamespace(entry_point=entries[name], needs=()))
 
 
 def test_fields_are_read_by_their_types() -> None:

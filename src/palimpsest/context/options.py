@@ -51,6 +51,9 @@ def build_method(name: str, options: Mapping[str, str] | None = None) -> Context
     missing = [key for key, field in known.items() if field.default is MISSING and field.default_factory is MISSING and key not in own]
     if missing:
         raise InputError(f"{name} needs {', '.join(missing)}.", f"Give it, for example: {missing[0]}=256.")
+    idle = [key for key in method(name).needs if own.get(key, "none").lower() in _NONE]
+    if idle:
+        raise InputError(f"{name} does nothing without {', '.join(idle)}.", f"Give {idle[0]}=… .")
     return made(**{key: _value(name, key, text, hints[key], inner.get(key, {})) for key, text in own.items()})
 
 

@@ -28,6 +28,7 @@ class Method:
         beyond_trained: whether it is meant for texts longer than the model was trained on.
         needs_training: whether it does little without training.
         standing: a prior for `recommend` among methods of one kind; higher is better.
+        needs: options that have a default, but without which it does nothing.
         suggest: options for `make`, from length, trained length and budget.
     """
 
@@ -47,6 +48,7 @@ class Method:
     beyond_trained: bool = False
     needs_training: bool = False
     standing: float = 0.0
+    needs: tuple[str, ...] = ()
     suggest: Callable[[int, int, int], dict[str, Any]] = lambda length, trained, budget: {}
 
 
@@ -224,6 +226,7 @@ METHODS: tuple[Method, ...] = (
         "arXiv 2406.02332",
         "attention: retrieval-memory",
         "palimpsest.context.extended_mind:ExtendedMind",
+        needs=("bank",),
         standing=-8.0,  # without a memory bank it does nothing
     ),
 )
