@@ -146,3 +146,13 @@ def test_a_verb_that_does_not_exist_gets_a_suggestion():
 
 def test_a_wrong_option_ends_with_code_2():
     assert runner.invoke(app, ["systems", "--no-such-option"]).exit_code == 2
+
+
+def test_input_that_is_no_text_is_an_error(monkeypatch):
+    def probe(as_json: bool = typer.Option(False, "--json")) -> None:
+        typer.get_text_stream("stdin").read()
+
+    use(monkeypatch, probe)
+    answer = runner.invoke(app, ["probe", "--json"], input=b"a\xff")
+    assert answer.exit_code == 2
+    assert "not UTF-8" in json.loads(answer.stdout)["error"]["problem"]

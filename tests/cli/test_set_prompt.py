@@ -49,6 +49,9 @@ def test_choices_are_weighed(run, tiny_model):
     shown = run("--prompt", PROMPT, *options)
     assert "Read as a set: one answer in 4 orders" in shown
     assert "page" in shown
+    bracketed = run("--prompt", PROMPT, "--choices", "[/page]", "--choices", "[s] t")
+    assert "[/page]" in bracketed
+    assert "[s] t" in bracketed
 
 
 @pytest.mark.parametrize(

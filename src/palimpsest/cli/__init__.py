@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from palimpsest.errors import PalimpsestError, StorageError
+from palimpsest.errors import InputError, PalimpsestError, StorageError
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer brings a click of its own
 INTERRUPTED = "interrupted: finished work is kept; run the same command again to continue."
@@ -97,6 +97,10 @@ class VerbGroup(TyperGroup):
             if ctx.obj["json"]:
                 typer.echo(as_json_error("UsageError", error.format_message(), f"See {ctx.info_name} {ctx.invoked_subcommand} --help."))
             raise
+        except UnicodeDecodeError as error:  # of the standard input: files are read with an error of their own
+            garbled = InputError(f"The input is not UTF-8: {error.reason} at byte {error.start}.", "Convert it, for example with iconv.")
+            show_error(garbled, as_json=ctx.obj["json"])
+            raise typer.Exit(2) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError) or error.filename is None:
                 raise

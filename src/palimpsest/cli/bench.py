@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from palimpsest.cli.options import Json, Seed
 from palimpsest.errors import InputError
@@ -250,7 +251,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
             return "–"
         if isinstance(given, list):
             return interval(*given) if kind == "interval" else number(given[0])
-        kinds: dict[str, Callable[[Any], str]] = {"text": str, "int": lambda n: f"{n:,.0f}", "percent": percent, "float": number}
+        kinds: dict[str, Callable[[Any], str]] = {"text": escape, "int": lambda n: f"{n:,.0f}", "percent": percent, "float": number}
         return kinds[kind](given)
 
     for part in value["models"]:

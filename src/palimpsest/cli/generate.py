@@ -76,7 +76,7 @@ def generate(
     if as_json:
         typer.echo(json.dumps(value, ensure_ascii=False))
         return
-    Console(stderr=True).print(costs(value), style="dim", highlight=False)
+    Console(stderr=True).print(costs(value), style="dim", highlight=False, markup=False)
 
 
 def chosen_method(name: str | None, options: list[str] | None) -> ContextMethod | None:

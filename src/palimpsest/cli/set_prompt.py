@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from palimpsest.cli.measured import columns
 from palimpsest.cli.options import Beams, Json, MaxNewTokens, Seed, Temperature, TopK, TopP
@@ -97,7 +98,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
     table = columns("choice", "log-probability")
     for index, choice in enumerate(value["choices"]):
         style = "bold" if index == value["chosen"] else ""
-        table.add_row(choice["text"].strip() or repr(choice["text"]), number(choice["logprob"]), style=style)
+        table.add_row(escape(choice["text"].strip() or repr(choice["text"])), number(choice["logprob"]), style=style)
     console.print(table)
     for way, found in (value["orders"] or {}).items():
         name = "Read plainly" if way == "plain" else "Read as a set"
