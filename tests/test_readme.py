@@ -60,9 +60,9 @@ def workplace(tmp_path: Path, monkeypatch, tiny_model, tiny_tokenizer) -> Path:
     return tmp_path
 
 
-def test_there_are_five_recipes_one_of_them_for_the_shell():
+def test_there_are_seven_recipes_three_of_them_for_the_shell():
     section = README.split("## Recipes\n", 1)[1].split("\n## ", 1)[0]
-    assert section.count("\n### ") == 5
+    assert section.count("\n### ") == 7
     assert len(recipes()) == 4
 
 
