@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from palimpsest.measurement import Curve, Series
 from palimpsest.report import render_bench
 
@@ -23,6 +25,8 @@ def test_tables_and_figures_stand_on_one_page(tmp_path):
     assert "<b>a</b>" not in html
     assert "50\u00a0% (40–60)" in html
     assert "<title>Bench &lt;/title&gt;</title>" in html
+    undefined = set(re.findall(r"var\((--[\w-]+)\)", html)) - set(re.findall(r"(--[\w-]+):", html))
+    assert not undefined, "a figure in undefined colours is black"
     assert (tmp_path / "figures" / "c-1.svg").is_file()
     assert (tmp_path / "figures" / "c-1.png").is_file()
     assert (

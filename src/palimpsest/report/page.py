@@ -71,7 +71,7 @@ def render(audit: Mapping[str, Any], out: str | os.PathLike[str]) -> Path:
     html = (
         page_environment()
         .get_template("page.html")
-        .render(audit=shown, figures=figures, levels=_LEVELS, data=embedded_json(audit), colours=_colours(), **scripts())
+        .render(audit=shown, figures=figures, levels=_LEVELS, data=embedded_json(audit), **scripts())
     )
     out = Path(out)
     with storage_errors(out):
@@ -241,8 +241,10 @@ def _is_web_address(text: Any) -> bool:
     return isinstance(text, str) and re.match(r"https?://[^\s]+$", text) is not None
 
 
-def _colours() -> list[tuple[str, str, str]]:
-    return [(name, plot.LIGHT[name], plot.DARK[name]) for name in plot.LIGHT]
+def _colours() -> str:
+    """The colours of figures as variables of the style sheet."""
+    lines = (f"  --{name}: light-dark({plot.LIGHT[name]}, {plot.DARK[name]});\n" for name in plot.LIGHT)
+    return ":root {\n" + "".join(lines) + "}\n"
 
 
 def scripts() -> dict[str, Any]:
@@ -250,7 +252,7 @@ def scripts() -> dict[str, Any]:
     texts = {name: (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "theme.js", "page.js")}
     hashes = [base64.b64encode(hashlib.sha256(texts[name].encode("utf-8")).digest()).decode() for name in ("theme.js", "page.js")]
     return {
-        "style": Markup(texts["page.css"]),
+        "style": Markup(_colours() + texts["page.css"]),
         "theme_script": Markup(texts["theme.js"]),
         "page_script": Markup(texts["page.js"]),
         "script_hashes": hashes,
