@@ -162,18 +162,15 @@ class _Stream:
     """Prints a text while its tokens come, in whole characters."""
 
     def __init__(self, tokenizer: Tokenizer, *, silent: bool) -> None:
-        self.tokenizer, self.silent = tokenizer, silent
-        self.ids: list[int] = []
-        self.done = ""
+        from palimpsest.serving.text_stream import TextStream
+
+        self.text, self.silent = TextStream(tokenizer, []), silent
 
     def __call__(self, token: int) -> None:
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
-        if not self.silent and not text.endswith("\ufffd"):
-            typer.echo(text[len(self.done) :], nl=False)
-            self.done = text
+        if not self.silent:
+            typer.echo(self.text.push(token), nl=False)
 
     def end(self) -> None:
         """Prints what is left, and ends the line."""
         if not self.silent:
-            typer.echo(self.tokenizer.decode(self.ids)[len(self.done) :])
+            typer.echo(self.text.finish())

@@ -25,8 +25,8 @@ from palimpsest.errors import InputError
 
 
 @dataclass(frozen=True)
-class KeyScored(EvictingMethod):
-    """Base of methods that give every entry a score when it comes in.
+class KeysAlone(EvictingMethod):
+    """Base of methods that look at keys alone.
 
     Args:
         budget: entries that every key-value head keeps.
@@ -39,6 +39,11 @@ class KeyScored(EvictingMethod):
         super().__post_init__()
         if not 0 <= self.recent <= self.budget:
             raise InputError(f"recent is {self.recent} of a budget of {self.budget}.", "Give 0 to budget.")
+
+
+@dataclass(frozen=True)
+class KeyScored(KeysAlone):
+    """Base of methods that give every entry a score when it comes in."""
 
     def score(self, info: LayerInfo, keys: Tensor, positions: Tensor) -> Tensor:
         """The score of new entries, (batch, kv_heads, time) float32, from keys (…, head_dim) and positions (…)."""
@@ -95,20 +100,13 @@ class Random(KeyScored):
 
 
 @dataclass(frozen=True)
-class KeyDiff(EvictingMethod):
+class KeyDiff(KeysAlone):
     """The keys that are least like the mean key of their head.
 
     Args:
         budget: entries that every key-value head keeps.
         recent: last tokens that always stay.
     """
-
-    recent: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.recent <= self.budget:
-            raise InputError(f"recent is {self.recent} of a budget of {self.budget}.", "Give 0 to budget.")
 
     def priority(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: RankedLayer) -> Tensor:
         directions = torch.nn.functional.normalize(k.float(), dim=-1)
