@@ -38,7 +38,9 @@ status: $(BIN)/pytest  ## write the README's table of systems anew
 	$(BIN)/python docs/hooks/systems.py
 
 bench: $(BIN)/pytest  ## the speed comparisons, each beside its peer
-	@for file in $(filter-out %_peer.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@missed=; for file in $(filter-out %_peer.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; \
+	done; [ -z "$$missed" ] || { echo "Failed, or missed a target:$$missed"; exit 1; }
 
 install:  ## set up .venv again, after pyproject.toml or constraints.txt changed
 	rm -f $(BIN)/palimpsest $(BIN)/pytest

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from transformers import LlamaConfig
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from palimpsest.context import ContextMethod, make, method, methods, recommend
 from palimpsest.context.options import build_method
+from palimpsest.context.prefill import prefill
 from palimpsest.errors import InputError
 
 CONFIG = LlamaConfig(
@@ -81,6 +83,17 @@ def test_a_text_beyond_the_trained_length_asks_for_other_positions():
     assert recommend(CONFIG, 4096, 100 * ENTRY)[0].name == "streaming-llm"
     assert "abf" not in {line.name for line in ranked}
     assert "abf" in {line.name for line in recommend(CONFIG, 4096, 5000 * ENTRY, can_train=True)}
+
+
+def test_what_is_kept_of_queries_counts_against_the_bytes():
+    """Expected Attention's moments: the rule says as many bytes as its layers hold besides entries."""
+    state = method("expected-attention").state(CONFIG)
+    model = LlamaForCausalLM(CONFIG).eval()
+    with make("expected-attention", budget=50)(model) as session:
+        cache = prefill(session, torch.arange(60)[None]).cache
+    assert state == sum(tensor.nbytes for layer in cache.layers for name, tensor in layer.rows.items() if name.startswith("query"))
+    line = next(line for line in recommend(CONFIG, 1000, state + 100 * ENTRY) if line.name == "expected-attention")
+    assert (line.options["budget"], line.cache_bytes) == (100, state + 100 * ENTRY)
 
 
 def test_numbers_that_mean_nothing_are_refused():

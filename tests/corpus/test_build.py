@@ -428,6 +428,15 @@ class TestTarget:
         CorpusIndex.build(rows(9), None, tmp_path / "index")
 
 
+@pytest.mark.parametrize(("top", "kinds"), [(200, "B H I Q h i q"), (60_000, "H I Q i q"), (70_000, "I Q i q"), (1 << 40, "Q q")])
+def test_what_was_read_is_known_by_its_ids_whatever_their_type(top: int, kinds: str) -> None:
+    ids = [3, top, 0, 258 % top]
+    digests = {staging._digest([Document("a", ids=np.array(ids, kind))], [b""]) for kind in kinds.split()}
+    others = ([3, top, 0], [3, top - 1, 0, 258 % top], [3 + (1 << 16), top, 0, 258 % top], [-3, top, 0, 258 % top])
+    assert len(digests) == 1
+    assert len(digests | {staging._digest([Document("a", ids=np.array(other))], [b""]) for other in others}) == 5
+
+
 def unread() -> Iterator[list[int]]:
     """Documents that nobody is to read."""
     pytest.fail("the documents were read")

@@ -16,6 +16,7 @@ from palimpsest.evaluation.context_bench import ask, kv_bytes, multi_needle, pas
 from palimpsest.evaluation.context_prompts import named_key_samples, passkey_samples
 from palimpsest.evaluation.haystack import Haystack
 from palimpsest.models import HFModel
+from palimpsest.models.growing_cache import growing
 
 FILLER = ["The sea was calm. Nobody spoke of it. A boat went out, and it came back.\n" * 3]
 ENTRY = 2 * 2 * 2 * 16 * 4  # bytes of a token: two layers, keys and values, two heads of 16 channels, float32
@@ -160,6 +161,10 @@ def test_speed_and_bytes(tiny_model: HFModel, rows: np.ndarray) -> None:
 def test_the_bytes_of_a_cache_are_those_of_its_tensors(tiny_model: HFModel) -> None:
     out = tiny_model.model(torch.ones(2, 7, dtype=torch.long), use_cache=True)
     assert kv_bytes(out.past_key_values) == 2 * 7 * ENTRY
+    grown = growing(out.past_key_values, 40)
+    assert grown is not None
+    tiny_model.model(torch.ones(2, 1, dtype=torch.long), past_key_values=grown)
+    assert kv_bytes(grown) == 2 * 40 * ENTRY  # the room that its keys and values are views of, once
 
 
 def test_bad_input_is_refused(tiny_model: HFModel, haystack: Haystack, rows: np.ndarray) -> None:

@@ -376,6 +376,7 @@ def test_bad_settings_are_named(tiny_model, rows):
         {"temperature": -1.0},
         {"temperature": 1e-300},
         {"temperature": float("inf")},
+        {"num_beams": 999_999},
     ):
         with pytest.raises(InputError):
             tiny_model.generate(rows[:1], 2, **options)

@@ -7,6 +7,7 @@ import contextlib
 import math
 import threading
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 
@@ -439,8 +440,6 @@ def test_a_guard_that_forbids_everything_ends_the_text(tiny_model, how):
 
 def test_one_bad_request_does_not_spoil_the_others(tiny_tokenizer, tiny_model):
     """An id whose embedding is NaN: its request fails, its neighbours and its successor in the slot do not."""
-    from copy import deepcopy
-
     broken = deepcopy(tiny_model.model)
     with torch.no_grad():
         broken.get_input_embeddings().weight[77] = math.nan
@@ -473,6 +472,39 @@ def test_an_exception_in_the_model_ends_its_request_alone(tiny_model, engine, mo
     found = [stream.collect(WAIT) for stream in streams]
     assert "no such token" in str(found[1].error)
     assert [list(found[i].token_ids) for i in (0, 2)] == [own[0].tolist() for own in tiny_model.generate([[5, 6], [7, 8]], 10)]
+
+
+def test_what_a_failed_request_has_read_is_not_kept(tiny_tokenizer, tiny_model):
+    """A long prompt with a token whose embedding is NaN, read in pieces: none of its keys and values are left for others."""
+    broken = deepcopy(tiny_model.model)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[77] = math.nan
+    prompt = [*prompt_of(1, BLOCK), 77, *prompt_of(2, 3 * BLOCK)]
+    with Engine(HFModel(broken, tiny_tokenizer, name="broken"), prefill_chunk=BLOCK) as engine:
+        assert isinstance(engine.submit(GenerationRequest(prompt, 3)).collect(WAIT).error, NonFiniteError)
+        assert engine.metrics().prefix_blocks == 0
+        assert engine.submit(GenerationRequest(prompt[:BLOCK] + [9] * BLOCK, 3)).collect(WAIT).error is None
+        assert engine.metrics().prefix_blocks == 2
+
+
+def test_a_guard_that_fails_ends_its_request_alone(tiny_model, monkeypatch):
+    with guarded_engine(tiny_model, [[300, 301, 302]], 3) as engine:
+        judge = engine._guard.__class__.__call__
+
+        def fails_on_77(self, writers, scores):
+            if any(77 in writer.prompt for writer in writers):
+                raise OSError("the index is gone")
+            return judge(self, writers, scores)
+
+        monkeypatch.setattr(engine._guard.__class__, "__call__", fails_on_77)
+        prompts = [[5, 6], [77], [7, 8]]
+        streams = [engine.submit(GenerationRequest(prompt, 10, temperature=1.0, seed=4)) for prompt in prompts]
+        found = [stream.collect(WAIT) for stream in streams]
+        assert [piece.finish_reason == "error" for piece in found] == [False, True, False]
+        assert "the index is gone" in str(found[1].error)
+        assert engine.accepting
+    for i in (0, 2):
+        assert list(found[i].token_ids) == tiny_model.generate([prompts[i]], 10, temperature=1.0, seed=4)[0][0].tolist()
 
 
 def test_an_engine_that_breaks_tells_everyone(tiny_model, monkeypatch):

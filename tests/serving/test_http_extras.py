@@ -124,6 +124,9 @@ def test_the_guard_cannot_be_sent_away(guarded):
     for body in ({"guard": False}, {"palimpsest": {"guard": False}}):
         answer = httpx.post(f"{guarded.url}/completions", json={"model": "tiny-0", "prompt": "The quick", **body})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter")
+    long = httpx.post(f"{guarded.url}/completions", json={"model": "tiny-0", "prompt": "The quick", "x" * 100_000: 1})
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "unknown_parameter")
+    assert len(long.content) < 1_000
 
 
 def test_metrics_can_be_read_by_prometheus(serve, tiny_model):

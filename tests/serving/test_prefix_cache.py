@@ -107,6 +107,19 @@ def test_loading_begins_where_the_slot_ends():
     assert cache.load(None, tokens(7), store, 1, BLOCK) == BLOCK
 
 
+def test_a_prompt_is_forgotten_up_to_where_another_goes_on():
+    cache, store = PrefixCache(1 << 20), make_store()
+    for blocks in ((1, 2, 3), (1, 4)):
+        fill(store, 0, tokens(*blocks))
+        cache.keep("a", tokens(*blocks), store, 0)
+    cache.forget(None, tokens(1, 2, 3))
+    assert cache.blocks == 4
+    cache.forget("a", tokens(1, 2, 3))
+    assert [cache.match("a", tokens(*blocks)) // BLOCK for blocks in ((1, 2, 3), (1, 4))] == [1, 2]
+    cache.forget("a", tokens(1, 4))
+    assert (cache.blocks, cache.bytes, cache._roots, cache._leaves) == (0, 0, {}, set())
+
+
 def test_a_negative_limit_is_refused():
     with pytest.raises(InputError, match="-1"):
         PrefixCache(-1)

@@ -280,7 +280,7 @@ def page(value: dict[str, Any], reports: list[Any], compared: list[dict[str, Any
         listed = [{"key": key, "label": label, "format": kind} for key, label, kind in COLUMNS]
         caption = (
             f"{config.per_depth * len(config.depths)} questions about one key, {config.needles} about one of {config.keys}, "
-            f"{config.contexts} readings for {config.keys} questions each; intervals are 95 %. "
+            f"{config.contexts} reading{'s' * (config.contexts != 1)} for {config.keys} questions each; intervals are 95 %. "
             + ("Questions were seen while the context was read." if config.query_aware else "Questions were not seen while it was read.")
         )
         rows = [shown_row(row) for row in value["models"][number]["rows"]]

@@ -135,16 +135,17 @@ def recommend(
     config = config.get_text_config(decoder=True)
     entry = _entry_bytes(config) * batch
     trained = int(config.max_position_embeddings)
-    affordable = max(1, int(budget_bytes // entry))
     ranked = []
     for record in METHODS:
         if record.needs_training and not can_train:
             continue
+        state = record.state(config) * batch
+        affordable = max(1, (budget_bytes - state) // entry)
         budget = min(length, affordable) if record.has_budget else length
         if record.has_budget and record.smallest > budget:
             continue
         options = record.suggest(length, trained, budget)
-        held = int(record.held(length, budget) * entry)
+        held = int(record.held(length, budget) * entry) + state
         score, reasons = _judge(record, length, trained, held <= budget_bytes, budget, question_known)
         ranked.append(Recommendation(record.name, options, held, held <= budget_bytes, score, tuple(reasons)))
     return sorted(ranked, key=lambda line: (-line.score, line.name))

@@ -25,6 +25,7 @@ class Method:
         has_budget: whether it takes a `budget`, in entries per key-value head; `smallest` that it can do with.
         read: keys that one decoded token attends to in a head, from length T and budget B.
         held: entries that a head keeps, from T and B.
+        state: bytes besides these entries, whatever the length, from the model's configuration.
         beyond_trained: whether it is meant for texts longer than the model was trained on.
         needs_training: whether it does little without training.
         standing: a prior for `recommend` among methods of one kind; higher is better.
@@ -45,6 +46,7 @@ class Method:
     smallest: int = 1
     read: Count = lambda length, budget: length
     held: Count = lambda length, budget: length
+    state: Callable[[Any], int] = lambda config: 0
     beyond_trained: bool = False
     needs_training: bool = False
     standing: float = 0.0
@@ -54,6 +56,12 @@ class Method:
 
 def _factor(length: int, trained: int, budget: int) -> dict[str, Any]:
     return {"factor": float(max(1, -(-length // trained)))}
+
+
+def _query_moments(config: Any) -> int:
+    """Count, sum and outer products of the queries of every head, in float32."""
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(4 * config.num_hidden_layers * (1 + config.num_attention_heads * (dim + dim * dim)))
 
 
 def _budget(length: int, trained: int, budget: int) -> dict[str, Any]:
@@ -195,7 +203,15 @@ METHODS: tuple[Method, ...] = (
     ),
     _evicting("chunkkv", "ChunkKV", "arXiv 2502.00299", "layer_budgets:ChunkKV", 3.0, needs_question=True, smallest=2, suggest=_window(4)),
     _evicting("adakv", "AdaKV", "arXiv 2407.11550", "ada_kv:AdaKV", 3.5, needs_question=True, smallest=2, suggest=_window(4)),
-    _evicting("expected-attention", "Expected Attention", "arXiv 2510.00636", "expected_attention:ExpectedAttention", 2.5, smallest=5),
+    _evicting(
+        "expected-attention",
+        "Expected Attention",
+        "arXiv 2510.00636",
+        "expected_attention:ExpectedAttention",
+        2.5,
+        smallest=5,
+        state=_query_moments,
+    ),
     _evicting("random", "Random", "a baseline", "key_scores:Random", -8.0),
     Method(
         "lm-infinite",

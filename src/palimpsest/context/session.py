@@ -276,8 +276,8 @@ class _Shape:
 
 
 def layer_bytes(layer: Any) -> int:
-    """Bytes of a cache layer of any kind."""
+    """Bytes of memory behind a cache layer of any kind; what several of its tensors share counts once."""
     if isinstance(layer, PositionedLayer):
         return layer.nbytes()
-    held = (value for value in vars(layer).values() if isinstance(value, Tensor))
-    return sum(tensor.nbytes for tensor in held)
+    held = (value.untyped_storage() for value in vars(layer).values() if isinstance(value, Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())

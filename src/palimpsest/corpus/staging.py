@@ -86,7 +86,7 @@ def _lines(batch: list[Document]) -> list[bytes]:
 def _digest(batch: list[Document], lines: list[bytes]) -> str:
     digest = hashlib.sha256()
     for doc, line in zip(batch, lines, strict=True):
-        kind, size = (b"text", _size(doc)) if doc.ids is None else (b"ids", 8 * len(doc.ids))
+        kind, size = (b"text", _size(doc)) if doc.ids is None else (b"ids of %d bytes," % _width(doc.ids), len(doc.ids))
         digest.update(b"%d %s %d\n" % (len(line), kind, size))
         digest.update(line)
         for piece in _content(doc):
@@ -109,12 +109,20 @@ def _size(doc: Document) -> int:
 
 
 def _content(doc: Document) -> Iterator[bytes | memoryview]:
-    """What a document holds, in strips: its text in UTF-8 or its ids as int64."""
+    """What a document holds, in strips: its text in UTF-8 or its ids in so many bytes each as `_width` says."""
     if doc.ids is None:
         yield from (strip.encode() for strip in doc.text_strips(_STRIP))
-    else:
-        ids = doc.ids
-        yield from (np.ascontiguousarray(ids[start : start + _STRIP], "<i8").data for start in range(0, len(ids), _STRIP))
+        return
+    kind = {2: "<u2", 4: "<u4", 8: "<i8"}[_width(doc.ids)]
+    yield from (np.ascontiguousarray(doc.ids[start : start + _STRIP], kind).data for start in range(0, len(doc.ids), _STRIP))
+
+
+def _width(ids: np.ndarray) -> int:
+    """Bytes of the narrowest of u16, u32 and i64 that holds all ids, whatever type they come in: what is narrow is hashed sooner."""
+    if ids.size == 0 or (ids.dtype.kind == "u" and ids.itemsize <= 2):
+        return 2
+    top = ids.max() if ids.min() >= 0 else 1 << 32
+    return 2 if top < 1 << 16 else 4 if top < 1 << 32 else 8
 
 
 def stage(

@@ -24,6 +24,7 @@ from palimpsest.models.growing_cache import growing
 from palimpsest.models.sampler_scores import warpers
 
 MAX_ROWS = 64  # more rows at once gain nothing on the hardware that we know
+MAX_BEAMS = 1_000  # every beam of a prompt has a cache of its own, all at once
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Decoding:
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name} is {value!r}.", "Give an integer of at least 1.")
+        if self.num_beams > MAX_BEAMS:
+            raise InputError(f"num_beams is {self.num_beams:,}.", f"Every beam keeps a cache of its own: give at most {MAX_BEAMS:,}.")
         if self.num_beams > 1 and self.sampler.temperature != 0:
             raise InputError(
                 f"Beam search was asked for with temperature {self.sampler.temperature:g}.", "Give temperature 0, or num_beams 1."

@@ -82,14 +82,16 @@ class Choice:
     """The next token of a request.
 
     Attributes:
-        token: its id; None where the logits were not finite, so that there was none to choose.
+        token: its id; None where there was none to choose: the logits were not finite, or the guard failed.
         logprob: what to report of it, where the request asks.
         forced: whether the guard left nothing else.
+        error: with what the guard failed.
     """
 
     token: int | None
     logprob: TokenLogprob | None = None
     forced: bool = False
+    error: Exception | None = None
 
 
 class RowGuard:
@@ -138,10 +140,12 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
             adjusted[row, ids] += torch.tensor(list(change.values()), device=scores.device)
     watched = [row for row, writer in enumerate(writers) if writer.guarded and admissible[row]] if guard is not None else []
     forced: set[int] = set()
+    failed: dict[int, Exception] = {}
     if guard is not None and watched:
         at = torch.tensor(watched, device=scores.device)
         before = adjusted[at]
-        after = guard([writers[row] for row in watched], before)
+        after, failures = _judged(guard, [writers[row] for row in watched], before)
+        failed = {watched[place]: error for place, error in failures.items()}
         if after is not before:
             forbidden = after == -torch.inf
             first = before.argmax(dim=-1, keepdim=True)
@@ -151,6 +155,8 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
             adjusted, scores = adjusted.clone(), scores.clone()
             adjusted[at] = after
             scores[at] = scores[at].masked_fill(forbidden, -torch.inf)
+    for row in failed:
+        admissible[row] = False
     tokens = adjusted.argmax(dim=-1).tolist()
     groups: dict[Sampler, list[int]] = {}
     for row, writer in enumerate(writers):
@@ -164,12 +170,26 @@ def choose(writers: Sequence[Writer], logits: torch.Tensor, guard: RowGuard | No
     choices = []
     for row, writer in enumerate(writers):
         if not admissible[row]:
-            choices.append(Choice(None))
+            choices.append(Choice(None, error=failed.get(row)))
             continue
         top = writer.request.logprobs
         logprob = token_logprobs(scores[row : row + 1], [tokens[row]], top)[0] if top is not None else None
         choices.append(Choice(tokens[row], logprob, row in forced))
     return choices
+
+
+def _judged(guard: RowGuard, writers: Sequence[Writer], scores: torch.Tensor) -> tuple[torch.Tensor, dict[int, Exception]]:
+    """What the guard makes of all rows; where that fails, of one after the other, with the errors of those on which it fails."""
+    try:
+        return guard(writers, scores), {}
+    except Exception:
+        judged, failures = scores.clone(), {}
+        for row, writer in enumerate(writers):
+            try:
+                judged[row] = guard([writer], scores[row : row + 1])[0]
+            except Exception as error:
+                failures[row] = error
+        return judged, failures
 
 
 def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:

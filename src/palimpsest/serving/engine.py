@@ -438,7 +438,7 @@ class Engine:
         """What a chosen token means for its request."""
         request, token = running.stream.request, choice.token
         if token is None:
-            self._fail(running, _not_finite(self.model.name))
+            self._fail(running, choice.error or _not_finite(self.model.name))
             return
         ends = request.stop_at_eos and token in self.model.stop_ids
         with self._changed:
@@ -469,13 +469,15 @@ class Engine:
         """Ends one request with an error."""
         if not isinstance(error, PalimpsestError):
             _log.error("A request has failed.", exc_info=error)
-            error = PalimpsestError(f"The model has failed: {error!r}.", "Try another prompt, or report it.")
+            error = PalimpsestError(f"The model, or the guard, has failed: {error!r}.", "Try another prompt, or report it.")
         self._end(running, "error", error=error)
 
     def _end(self, running: _Running, reason: FinishReason, text: str = "", error: PalimpsestError | None = None) -> None:
         """Frees the slot and gives out what is left."""
         with self._changed:
-            if reason != "error":
+            if reason == "error":  # what it has read may be why, and is not to be read by others
+                self._prefixes.forget(running.stream.request.prefix_key, running.writer.prompt)
+            else:
                 self._keep_prefix(running)
             self._runner.release(running.slot, spoiled=reason == "error")
             self._running.remove(running)

@@ -26,6 +26,7 @@ _SAID = {
     "none_required": "is not supported by this server: leave it out",
     "finite_number": "must be a finite number",
 }
+_NAME = 200  # characters of a field's name that are given back
 _WHOLE = {
     "prompt": "must be a text, a list of texts, a list of token ids or a list of lists of token ids, and not empty",
     "stop": "must be a text or a list of at most 4 texts, none of them empty",
@@ -104,6 +105,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if not path:
         return ApiError(400, f"The {where} is missing, or not a JSON object of type application/json.", "invalid_json")
     name = path[0] + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
+    if len(name) > _NAME:
+        name = name[:_NAME] + "…"
     if error["type"] == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {name}", "unknown_parameter", name)
     if error["type"] == "none_required":

@@ -95,6 +95,13 @@ class PrefixCache:
             self._use(block)
             node = block
 
+    def forget(self, key: str | None, ids: Sequence[int]) -> None:
+        """Drops the blocks that `ids` begins with, the last first, up to one that another prompt goes on from."""
+        for block in reversed(self._path(key, ids)):
+            if block.children:
+                return
+            self._drop(block)
+
     def _path(self, key: str | None, ids: Sequence[int]) -> list[_Block]:
         node = self._roots.get(key)
         path: list[_Block] = []
@@ -112,9 +119,14 @@ class PrefixCache:
     def _drop_oldest(self, spare: _Block) -> bool:
         """Drops the leaf used longest ago, but not `spare`; False where there is none other."""
         leaf = min(self._leaves - {spare}, key=lambda block: block.used, default=None)
-        if leaf is None or leaf.parent is None:
+        if leaf is None:
             return False
+        self._drop(leaf)
+        return True
+
+    def _drop(self, leaf: _Block) -> None:
         parent = leaf.parent
+        assert parent is not None
         self._leaves.remove(leaf)
         del parent.children[leaf.ids]
         self.bytes -= sum(part.nbytes for part in leaf.parts)
@@ -124,4 +136,3 @@ class PrefixCache:
                 self._leaves.add(parent)
             else:
                 self._roots = {key: root for key, root in self._roots.items() if root is not parent}
-        return True
