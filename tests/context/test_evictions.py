@@ -288,3 +288,24 @@ def test_budgets_that_mean_nothing_are_refused():
     ):
         with pytest.raises(InputError):
             make()
+
+
+@pytest.mark.parametrize("method", [SnapKV(24, window=8), PyramidKV(24, window=8), AdaKV(24, window=8)], ids=repr)
+def test_the_queries_of_a_text_are_let_go_when_it_has_been_read(method):
+    """Nothing is held of them; only its own queries rank the text behind it, and no room is held for what may come."""
+    q, k, v = tensors(64, seed=5)
+    held = []
+    for noise in (0.0, 1.0):
+        asked = q.clone()
+        asked[:, :, :12] += noise * torch.randn(1, HEADS, 12, DIM, generator=torch.Generator().manual_seed(6))
+        _, layer = drive(method, asked, k, v, [12])
+        method.finish(INFO, layer)
+        assert not layer.rows
+        at = torch.arange(12, 40)[None]
+        layer.expect(at)
+        keys, values = layer.update(ROTARY.rotate(k[:, :, 12:40], at), v[:, :, 12:40])
+        method.observe(INFO, ROTARY.rotate(q[:, :, at[0]], at), keys, values, at, layer)
+        there = layer.whole()["positions"] if isinstance(method, AdaKV) else layer.positions
+        held.append(there.tolist())
+        assert isinstance(method, AdaKV) or layer.slots["keys"].shape[2] == method.entries(INFO) + 1
+    assert held[0] == held[1]

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from palimpsest.context import make
+from palimpsest.context.prefill import prefill
 from palimpsest.errors import InputError, MissingDependencyError
 from palimpsest.evaluation.context_prompts import passkey_samples
+from palimpsest.evaluation.context_reading import attached, with_bos
 from palimpsest.evaluation.haystack import Haystack
 from palimpsest.experiments.peers import kvpress_peer
 from palimpsest.experiments.peers.kvpress_peer import compare, equal_budget, run_kvpress
@@ -52,9 +56,23 @@ def test_both_sides_are_joined_on_the_sample(tiny_model: HFModel, samples: Any, 
     assert rows[0].keep == 60
 
 
-def test_bytes_and_not_entries_are_equal(tiny_model: HFModel) -> None:
-    assert equal_budget(tiny_model, 100) == 100 * 128 // (128 + kvpress_peer.SPARE)
-    assert equal_budget(tiny_model, 4) == 8
+@pytest.mark.parametrize("name", ["h2o", "tova", "streaming-llm", "knorm"])
+def test_bytes_and_not_entries_are_equal(tiny_model: HFModel, samples: Any, name: str) -> None:
+    context, keep = samples[0].context, 60
+    found = equal_budget(tiny_model, name, context, keep)
+    held = []
+    for budget in (found, found + 1):
+        with attached(tiny_model, make(name, budget=budget)) as session:
+            held.append(prefill(session, with_bos(tiny_model, tiny_model.tokenizer, context), 1000).nbytes)
+    with attached(tiny_model, None) as plain:
+        entry = prefill(plain, torch.tensor([[1]])).nbytes
+    assert held[0] <= keep * entry < held[1]
+    assert keep * 0.8 < found < keep
+
+
+def test_too_few_bytes_are_told(tiny_model: HFModel, samples: Any) -> None:
+    with pytest.raises(InputError, match="too few for tova"):
+        equal_budget(tiny_model, "tova", samples[0].context, 1)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,8 @@ PEERS = (
     ("ours", "Found", "percent"),
     ("theirs", "kvpress", "percent"),
     ("p_value", "p", "float"),
+    ("budget", "Kept", "int"),
+    ("keep", "kvpress", "float"),
     ("our_bytes", "Bytes", "int"),
     ("their_bytes", "kvpress", "int"),
     ("our_peak", "Peak bytes", "int"),

@@ -72,7 +72,7 @@ class EvictingMethod(ContextMethod):
         single, surplus = q.shape[2] == 1, layer.length - self.entries(info)
         if surplus >= (self.interval if single else 1):
             priority = self.priority(info, q, k, v, position_ids, layer)
-            evict(layer, priority, self.entries(info), in_place=single and self.interval == 1, spare=self.interval)
+            evict(layer, priority, self.entries(info), in_place=single and self.interval == 1, spare=self.interval if single else 1)
 
 
 class RankedLayer(PositionedLayer):

@@ -9,7 +9,8 @@ Question visible: the prompt ends with the question, so the question's own queri
 
 The paper compresses once, when the prompt has been read. Here a prompt that comes in chunks is compressed after each, with the last
 `window` queries of all chunks so far; and while decoding the layer grows by `window` tokens, then is compressed again, with the
-queries of these. So a head never holds more than `budget` + `window` - 1 entries after a step.
+queries of these. So a head never holds more than `budget` + `window` - 1 entries after a step. Once `prefill` has read a text its queries
+are forgotten: in a text behind it only its own vote.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ class SnapKV(EvictingMethod):
 
     def observe(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: QueryLayer) -> None:
         layer.remember(q, position_ids)
-        surplus = layer.length - self.entries(info)
-        if surplus >= (self.window if q.shape[2] == 1 else 1):
+        single, surplus = q.shape[2] == 1, layer.length - self.entries(info)
+        if surplus >= (self.window if single else 1):
             priority = self.priority(info, q, k, v, position_ids, layer)
-            evict(layer, priority, self.entries(info), in_place=False, spare=self.window)
+            evict(layer, priority, self.entries(info), in_place=False, spare=self.window if single else 1)
+
+    def finish(self, info: LayerInfo, layer: QueryLayer) -> None:
+        layer.forget()
 
     def priority(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: RankedLayer) -> Tensor:
         scores = self.scores(info, k, position_ids, layer)
@@ -103,6 +107,12 @@ class QueryLayer(RankedLayer):
         self.rows["query_positions"][:, places] = position_ids[:, -count:].expand(batch, count)
         self.next = (self.next + count) % self.window
         self.tail = 0  # queries that left the ring cannot be brought back
+
+    def forget(self) -> None:
+        """Lets go of all queries: of a text that has been read whole, and of the room that they take."""
+        self.rows.pop("queries", None)
+        self.rows.pop("query_positions", None)
+        self.next = 0
 
     def reset(self) -> None:
         super().reset()

@@ -10,7 +10,8 @@ step copies what is held. Checks, as the specification has them:
 * logits differ by at most 1e-4, at every step for as long as the texts are the same; all 8 texts are the same;
 * a step takes at most 0.8 of the baseline's time at S = 2048 (medians over the steps), and the gain rises with S.
 
-Both arms take their steps in turn, on one thread; a time is that of the processor, which other programs on the machine do not add to.
+Both arms take their steps in turn, on one thread, with the products of a door (`models.onednn`); a time is that of the processor, which
+other programs on the machine do not add to.
 Reported: attention alone in the model's geometry against PyTorch's attention over copies that need not be copied again; and, at the
 smallest S, the time to the first token against reading the whole prompts again, how far two ordinary ways are apart (copies, and reading
 again), which is the noise of float32 that the second check stands in, and how far ours is from copies in float64.
@@ -44,6 +45,7 @@ from palimpsest.experiments.planted_texts import base_text
 from palimpsest.measurement import Curve, Series
 from palimpsest.models import HFModel, load_model
 from palimpsest.models.growing_cache import growing
+from palimpsest.models.onednn import fast_linear
 from palimpsest.serving.relay import relay_attention
 from palimpsest.serving.shared_prefixes import SharedPrefixCache
 
@@ -89,7 +91,7 @@ def run(scale: str, seed: int) -> Claim:
     door = load_model(MODEL) if full else twins().models[SMOKE_MODEL]
     assert isinstance(door, HFModel)
     prompts, contexts = texts(door.tokenizer, setting, seed)
-    with one_thread(), torch.inference_mode():
+    with one_thread(), torch.inference_mode(), fast_linear(door.model):
         rows = [measure(door.model, prompt, contexts, setting.steps, read_again=number == 0) for number, prompt in enumerate(prompts)]
         config = door.model.config
         for row in rows:

@@ -2,7 +2,8 @@
 
 kvpress (Devoto et al., 2025) reads the whole context, then compresses it once; here methods read in chunks and never hold more than their
 budget and a chunk. Compared are five methods that both have: StreamingLLM, H2O (kvpress: observed attention), TOVA, SnapKV and ThinK.
-Budgets are equal in **bytes**: a cache here also keeps the position of every entry (and H2O a score), so it is given fewer entries.
+Budgets are equal in **bytes**: a cache here also keeps the position of every entry (and H2O a score), so it is given fewer entries, as
+many as measurably take no more bytes than kvpress holds.
 """
 
 from __future__ import annotations
@@ -13,23 +14,22 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 
-from palimpsest.context.attach import unwrap
 from palimpsest.context.options import build_method
+from palimpsest.context.prefill import prefill
 from palimpsest.errors import InputError, MissingDependencyError
 from palimpsest.evaluation.context_bench import ask
 from palimpsest.evaluation.context_prompts import KeySample
-from palimpsest.evaluation.context_reading import throughput
+from palimpsest.evaluation.context_reading import attached, throughput, with_bos
 from palimpsest.models.hf import HFModel
 from palimpsest.stats import mcnemar
 
 SCRIPT = Path(__file__).with_name("kvpress_run.py")
 METHODS = ("streaming-llm", "h2o", "tova", "snapkv", "think")
 THINK_RATIO = 0.4
-SPARE = 24  # bytes an entry and head may take beside keys and values: a position, a score, and the unused end of a buffer
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PeerRow:
     """One method, here and there, on the same samples.
 
     Attributes:
-        method: its name; keep: entries of the context that kvpress keeps, or ThinK's share of channels.
+        method: its name; keep: entries of the context that kvpress keeps, or ThinK's share of channels; budget: entries kept here.
         n: questions.
         ours, theirs: share answered exactly; p_value: McNemar's.
         our_bytes, their_bytes: of the cache after the context was read, the mean.
@@ -47,6 +47,7 @@ class PeerRow:
 
     method: str
     keep: float
+    budget: int | None
     n: int
     ours: float
     theirs: float
@@ -120,12 +121,30 @@ def run_kvpress(
 _HOW = 'Make one: python -m venv peer && peer/bin/pip install torch==2.13.0 kvpress==0.5.5 "transformers<5.3".'
 
 
-def equal_budget(model: Any, keep: int) -> int:
-    """Entries that take no more bytes here than `keep` entries of keys and values alone."""
-    config = unwrap(model).get_decoder().config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    entry = 2 * head * next(unwrap(model).parameters()).element_size()
-    return max(8, keep * entry // (entry + SPARE))
+def equal_budget(model: HFModel, name: str, context: np.ndarray, keep: int) -> int:
+    """The most entries a head with which the cache of a context measurably takes no more bytes than keys and values of `keep` entries.
+
+    Args:
+        model: here.
+        name: a method that has a budget.
+        context: ids, (tokens,).
+        keep: what kvpress keeps, which stores keys and values alone.
+
+    Raises:
+        InputError: not even one entry fits, or the method needs more of them.
+    """
+    ids = with_bos(model, model.tokenizer, context)
+    with attached(model, None) as plain:
+        limit = prefill(plain, ids, ids.shape[1]).nbytes * keep // ids.shape[1]
+    fits, exceeds, budget = 0, ids.shape[1] + 1, keep
+    while exceeds - fits > 1:
+        with attached(model, build_method(name, {"budget": str(budget)})) as session:
+            held = prefill(session, ids, ids.shape[1]).nbytes
+        fits, exceeds = (budget, exceeds) if held <= limit else (fits, budget)
+        budget = min(exceeds - 1, max(fits + 1, budget * limit // held))
+    if not fits:
+        raise InputError(f"{limit:,} bytes are too few for {name}.", "Let kvpress keep more.")
+    return fits
 
 
 def compare(
@@ -163,7 +182,8 @@ def compare(
             report(name)
         amount = THINK_RATIO if name == "think" else float(keep)
         theirs = run_kvpress(python, folder, samples, [(name, amount)], threads=threads, new_tokens=new_tokens)
-        options = {"ratio": str(THINK_RATIO)} if name == "think" else {"budget": str(equal_budget(model, keep))}
+        budget = None if name == "think" else equal_budget(model, name, samples[0].context, keep)
+        options = {"ratio": str(THINK_RATIO)} if budget is None else {"budget": str(budget)}
         method = build_method(name, options)
         ours = ask(model, model.tokenizer, method, samples, chunk=chunk or max(len(sample.context) for sample in samples)).table
         speed = throughput(model, model.tokenizer, method, samples[0].context, new_tokens=new_tokens, threads=threads, repeats=3)
@@ -177,6 +197,7 @@ def compare(
             PeerRow(
                 name,
                 amount,
+                budget,
                 joined.height,
                 float(joined["exact"].mean()),  # type: ignore[arg-type]
                 float(joined["their_exact"].mean()),  # type: ignore[arg-type]
