@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -47,6 +49,15 @@ def test_hooks_and_gradients_go_on(faster):
         module[0](torch.ones(3, 4)).sum().backward()
     assert seen == [(3, 4)] * 2
     assert module[0].weight.grad is not None
+
+
+def test_a_copy_made_meanwhile_has_its_own_weights(faster):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    with fast_linear(module), torch.inference_mode():
+        copied = deepcopy(module).double()
+        copied[0].bias += 1
+        x = torch.ones(3, 4)
+        torch.testing.assert_close(copied(x.double()), module(x).double() + 1, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_scores_the_same(monkeypatch, tiny_model):
