@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tabmemcheck
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
+
+try:
+    import tabmemcheck
+except ModuleNotFoundError:
+    raise SystemExit("tabmemcheck, the peer of this comparison, is not installed: pip install tabmemcheck==0.1.6") from None
 
 from palimpsest.audit.tabular import TabularAudit
 from palimpsest.audit.tabular_prompts import is_row
