@@ -23,6 +23,7 @@ from palimpsest.experiments.planted_texts import train_tokenizer
 from palimpsest.experiments.relay_attention import Setting, attention_alone, measure, texts
 from palimpsest.measurement import environment
 from palimpsest.models import HFModel, load_model
+from palimpsest.models.onednn import fast_linear
 
 
 def random_model() -> HFModel:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     setting = Setting(options.requests, tuple(options.shared), options.context, options.steps)
     prompts, contexts = texts(door.tokenizer, setting, seed=100)
     records = []
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_linear(door.model):
         for prompt in prompts:
             row = measure(door.model, prompt, contexts, options.steps, read_again=options.again)
             records.append(row | attention_alone(door.model.config, options.requests, len(prompt), options.context + options.steps))
