@@ -290,6 +290,19 @@ def test_budgets_that_mean_nothing_are_refused():
             make()
 
 
+def test_the_queries_of_single_tokens_stay_until_they_vote():
+    method, (q, k, v) = SnapKV(24, window=8), tensors(40, seed=7)
+    _, layer = drive(method, q, k, v, [30])
+    method.finish(INFO, layer)
+    for step in range(30, 36):
+        at = torch.tensor([[step]])
+        layer.expect(at)
+        keys, values = layer.update(ROTARY.rotate(k[:, :, at[0]], at), v[:, :, at[0]])
+        method.observe(INFO, ROTARY.rotate(q[:, :, at[0]], at), keys, values, at, layer)
+        method.finish(INFO, layer)
+    assert sorted(layer.rows["query_positions"][0].tolist()) == [-1, -1, *range(30, 36)]
+
+
 @pytest.mark.parametrize("method", [SnapKV(24, window=8), PyramidKV(24, window=8), AdaKV(24, window=8)], ids=repr)
 def test_the_queries_of_a_text_are_let_go_when_it_has_been_read(method):
     """Nothing is held of them; only its own queries rank the text behind it, and no room is held for what may come."""

@@ -67,7 +67,8 @@ class SnapKV(EvictingMethod):
             evict(layer, priority, self.entries(info), in_place=False, spare=self.window if single else 1)
 
     def finish(self, info: LayerInfo, layer: QueryLayer) -> None:
-        layer.forget()
+        if layer.came > 1:  # a single token is a step of decoding, also where `prefill` makes it
+            layer.forget()
 
     def priority(self, info: LayerInfo, q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor, layer: RankedLayer) -> Tensor:
         scores = self.scores(info, k, position_ids, layer)
@@ -93,11 +94,13 @@ class QueryLayer(RankedLayer):
     def __init__(self, window: int) -> None:
         self.window = window
         self.next = 0
+        self.came = 0  # queries of the last forward pass
         super().__init__()
 
     def remember(self, q: Tensor, position_ids: Tensor) -> None:
         """Takes the last queries of a forward pass in, (batch, heads, queries, head_dim), and their positions."""
         batch, heads, count, dim = q.shape
+        self.came = count
         if "queries" not in self.rows:
             self.rows["queries"] = q.new_zeros(batch, heads, self.window, dim)
             self.rows["query_positions"] = torch.full((batch, self.window), EMPTY, device=q.device)
