@@ -103,15 +103,17 @@ def test_the_steady_state_writes_in_place():
     assert held(layer)[0] == list(range(layer.seen - 7, layer.seen))
 
 
-def test_growing_by_single_tokens_copies_once_in_a_step():
+@pytest.mark.parametrize(("before", "step"), [(4, 16), (40 * 16, 40), (20 * STEP, STEP)])
+def test_growing_by_single_tokens_copies_once_in_a_step(before, step):
+    """A sixteenth of what is held, within bounds."""
     layer = PositionedLayer()
-    feed(layer, 4)
+    feed(layer, before)
     places = set()
-    for _ in range(STEP):
+    for _ in range(step):
         feed(layer, 1)
         places.add(layer.slots["keys"].data_ptr())
     assert len(places) == 1
-    assert layer.slots["keys"].shape[2] == 4 + STEP
+    assert layer.slots["keys"].shape[2] == before + step
 
 
 def test_padding_is_empty_and_every_tensor_moves_with_the_batch():

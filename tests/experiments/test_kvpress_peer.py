@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from palimpsest.context import make
-from palimpsest.context.prefill import prefill
 from palimpsest.errors import InputError, MissingDependencyError
 from palimpsest.evaluation.context_prompts import passkey_samples
-from palimpsest.evaluation.context_reading import attached, with_bos
 from palimpsest.evaluation.haystack import Haystack
 from palimpsest.experiments.peers import kvpress_peer
-from palimpsest.experiments.peers.kvpress_peer import compare, equal_budget, run_kvpress
+from palimpsest.experiments.peers.kvpress_peer import answering_bytes, compare, equal_budget, run_kvpress
 from palimpsest.models import HFModel
 from palimpsest.models.quiet import quiet
 
@@ -28,7 +25,7 @@ import json, sys
 job = json.load(open(sys.argv[1]))
 rows = [
     {"id": s["id"], "question": i, "method": m["name"], "keep": m["keep"], "exact": i % 2 == 0, "logprob": -1.0 * len(q["answer"]),
-     "bytes": 1000, "peak_bytes": 2000, "prefill_seconds": 0.1, "decode_tokens_per_second": 5.0 + job["threads"]}
+     "bytes": 1000, "peak_bytes": 2000, "answering_bytes": 1500, "prefill_seconds": 0.1, "decode_tokens_per_second": 5.0 + job["threads"]}
     for m in job["methods"] for s in job["samples"] for i, q in enumerate(s["questions"])
 ]
 json.dump({"versions": {"kvpress": "0"}, "rows": rows}, open(sys.argv[2], "w"))
@@ -52,27 +49,24 @@ def test_both_sides_are_joined_on_the_sample(tiny_model: HFModel, samples: Any, 
     assert table.height == 6
     assert table["their_logprob"].to_list() == [-float(len(s.questions[0].answer)) for s in samples] * 2
     assert set(table["id"]) == {sample.id for sample in samples}
-    assert rows[0].our_bytes <= 60 * 2 * 2 * 2 * 16 * 4  # equal bytes: no more than sixty entries of keys and values alone
+    asked = len(samples[0].questions[0].ids) + len(samples[0].questions[0].answer)
+    assert rows[0].our_answering <= (60 + asked) * 2 * 2 * 2 * 16 * 4  # equal bytes: no more than as many keys and values alone
     assert rows[0].keep == 60
 
 
 @pytest.mark.parametrize("name", ["h2o", "tova", "streaming-llm", "knorm"])
 def test_bytes_and_not_entries_are_equal(tiny_model: HFModel, samples: Any, name: str) -> None:
-    context, keep = samples[0].context, 60
-    found = equal_budget(tiny_model, name, context, keep)
-    held = []
-    for budget in (found, found + 1):
-        with attached(tiny_model, make(name, budget=budget)) as session:
-            held.append(prefill(session, with_bos(tiny_model, tiny_model.tokenizer, context), 1000).nbytes)
-    with attached(tiny_model, None) as plain:
-        entry = prefill(plain, torch.tensor([[1]])).nbytes
-    assert held[0] <= keep * entry < held[1]
-    assert keep * 0.8 < found < keep
+    sample, keep = samples[0], 60
+    asked = len(sample.questions[0].ids) + len(sample.questions[0].answer)
+    found = equal_budget(tiny_model, name, sample, keep)
+    held = [answering_bytes(tiny_model, make(name, budget=budget), sample) for budget in (found, found + 1)]
+    assert held[0] <= (keep + asked) * 2 * 2 * 2 * 16 * 4 < held[1]
+    assert 0.75 * (keep + asked) < found < keep + asked
 
 
-def test_too_few_bytes_are_told(tiny_model: HFModel, samples: Any) -> None:
-    with pytest.raises(InputError, match="too few for tova"):
-        equal_budget(tiny_model, "tova", samples[0].context, 1)
+def test_a_budget_that_a_method_cannot_do_with_is_told(tiny_model: HFModel, samples: Any) -> None:
+    with pytest.raises(InputError, match="sinks"):
+        equal_budget(tiny_model, "streaming-llm", samples[0], 1)
 
 
 @pytest.mark.parametrize(

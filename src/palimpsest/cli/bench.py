@@ -227,6 +227,8 @@ PEERS = (
     ("keep", "kvpress", "float"),
     ("our_bytes", "Bytes", "int"),
     ("their_bytes", "kvpress", "int"),
+    ("our_answering", "Answering", "int"),
+    ("their_answering", "kvpress", "int"),
     ("our_peak", "Peak bytes", "int"),
     ("their_peak", "kvpress", "int"),
     ("our_decode", "Tokens/s", "float"),

@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicLayer
 from palimpsest.errors import CannotRollbackError, InputError
 
 EMPTY = -1  # the position of a column that holds nothing
-STEP = 128  # columns that a full buffer grows by when single tokens come in
+STEP = 128  # columns that a full buffer grows by at most when single tokens come in
 
 
 class PositionedLayer(DynamicLayer):
@@ -200,7 +200,7 @@ class PositionedLayer(DynamicLayer):
         if "positions" in self.slots and self.slots["positions"].shape[2] >= needed:
             return
         # Single tokens are followed by more of them, so room is made for a number of them; a chunk takes what it needs.
-        capacity = needed + (STEP - 1 if self.length and new["positions"].shape[2] == 1 else 0)
+        capacity = needed + (min(STEP, max(16, needed // 16)) - 1 if self.length and new["positions"].shape[2] == 1 else 0)
         for name in {**new, **self.slots}:
             like = self.slots.get(name, new.get(name))
             assert like is not None

@@ -3,7 +3,7 @@
 kvpress (Devoto et al., 2025) reads the whole context, then compresses it once; here methods read in chunks and never hold more than their
 budget and a chunk. Compared are five methods that both have: StreamingLLM, H2O (kvpress: observed attention), TOVA, SnapKV and ThinK.
 Budgets are equal in **bytes**: a cache here also keeps the position of every entry (and H2O a score), so it is given fewer entries, as
-many as measurably take no more bytes than kvpress holds.
+many as measurably take no more bytes than kvpress holds until the answer is written: it keeps question and answer on top of its budget.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
+from palimpsest.context.attach import ContextMethod
 from palimpsest.context.options import build_method
 from palimpsest.context.prefill import prefill
 from palimpsest.errors import InputError, MissingDependencyError
@@ -41,6 +43,7 @@ class PeerRow:
         n: questions.
         ours, theirs: share answered exactly; p_value: McNemar's.
         our_bytes, their_bytes: of the cache after the context was read, the mean.
+        our_answering, their_answering: the most from then until the answer is written, of the first sample and the mean.
         our_peak, their_peak: the most that it held while reading.
         our_decode, their_decode: tokens a second of greedy decoding, medians.
     """
@@ -54,6 +57,8 @@ class PeerRow:
     p_value: float
     our_bytes: float
     their_bytes: float
+    our_answering: int
+    their_answering: float
     our_peak: int
     their_peak: int
     our_decode: float
@@ -121,25 +126,36 @@ def run_kvpress(
 _HOW = 'Make one: python -m venv peer && peer/bin/pip install torch==2.13.0 kvpress==0.5.5 "transformers<5.3".'
 
 
-def equal_budget(model: HFModel, name: str, context: np.ndarray, keep: int) -> int:
-    """The most entries a head with which the cache of a context measurably takes no more bytes than keys and values of `keep` entries.
+def answering_bytes(model: HFModel, method: ContextMethod | None, sample: KeySample) -> int:
+    """The most that a cache holds from when a context has been read until the first question about it is answered."""
+    question = sample.questions[0]
+    with attached(model, method) as session:
+        read = prefill(session, with_bos(model, model.tokenizer, sample.context), len(sample.context) + 1)
+        held, cache = [read.nbytes], read.cache
+        for ids in (question.ids, *question.answer[:, None]):
+            step = prefill(session, torch.from_numpy(np.asarray(ids, np.int64))[None].to(read.logits.device), len(ids), cache=cache)  # type: ignore[union-attr]
+            held.append(step.nbytes)
+    return max(held)
+
+
+def equal_budget(model: HFModel, name: str, sample: KeySample, keep: int) -> int:
+    """The most entries a head with which a cache measurably takes no more bytes, until a question is answered, than kvpress's.
 
     Args:
         model: here.
         name: a method that has a budget.
-        context: ids, (tokens,).
-        keep: what kvpress keeps, which stores keys and values alone.
+        sample: a context with its question.
+        keep: entries of the context that kvpress keeps; it stores keys and values alone, and those of question and answer on top.
 
     Raises:
         InputError: not even one entry fits, or the method needs more of them.
     """
-    ids = with_bos(model, model.tokenizer, context)
-    with attached(model, None) as plain:
-        limit = prefill(plain, ids, ids.shape[1]).nbytes * keep // ids.shape[1]
-    fits, exceeds, budget = 0, ids.shape[1] + 1, keep
+    question, length = sample.questions[0], len(sample.context)
+    entry = answering_bytes(model, None, sample) / (length + len(question.ids) + len(question.answer) + int(model.prepends_bos))
+    limit = int(entry * (keep + len(question.ids) + len(question.answer)))
+    fits, exceeds, budget = 0, length + 1, keep
     while exceeds - fits > 1:
-        with attached(model, build_method(name, {"budget": str(budget)})) as session:
-            held = prefill(session, ids, ids.shape[1]).nbytes
+        held = answering_bytes(model, build_method(name, {"budget": str(budget)}), sample)
         fits, exceeds = (budget, exceeds) if held <= limit else (fits, budget)
         budget = min(exceeds - 1, max(fits + 1, budget * limit // held))
     if not fits:
@@ -182,13 +198,14 @@ def compare(
             report(name)
         amount = THINK_RATIO if name == "think" else float(keep)
         theirs = run_kvpress(python, folder, samples, [(name, amount)], threads=threads, new_tokens=new_tokens)
-        budget = None if name == "think" else equal_budget(model, name, samples[0].context, keep)
+        budget = None if name == "think" else equal_budget(model, name, samples[0], keep)
         options = {"ratio": str(THINK_RATIO)} if budget is None else {"budget": str(budget)}
         method = build_method(name, options)
         ours = ask(model, model.tokenizer, method, samples, chunk=chunk or max(len(sample.context) for sample in samples)).table
         speed = throughput(model, model.tokenizer, method, samples[0].context, new_tokens=new_tokens, threads=threads, repeats=3)
         joined = ours.select("id", "question", "exact", "logprob", "bytes", "peak_bytes").join(
-            theirs.rename({name: f"their_{name}" for name in ("exact", "logprob", "bytes", "peak_bytes")}), on=["id", "question"]
+            theirs.rename({name: f"their_{name}" for name in ("exact", "logprob", "bytes", "peak_bytes", "answering_bytes")}),
+            on=["id", "question"],
         )
         if joined.height != ours.height:
             raise InputError(f"{name}: {ours.height} answers here, {theirs.height} there, {joined.height} in both.", "Run it again.")
@@ -204,6 +221,8 @@ def compare(
                 mcnemar(joined["exact"].to_numpy(), joined["their_exact"].to_numpy()).p_value,
                 float(joined["bytes"].mean()),  # type: ignore[arg-type]
                 float(joined["their_bytes"].mean()),  # type: ignore[arg-type]
+                answering_bytes(model, method, samples[0]),
+                float(joined["their_answering_bytes"].mean()),  # type: ignore[arg-type]
                 int(joined["peak_bytes"].max()),  # type: ignore[arg-type]
                 int(joined["their_peak_bytes"].max()),  # type: ignore[arg-type]
                 float(speed.summary["decode_tokens_per_second"]),

@@ -11,7 +11,8 @@ question behind it with the position ids of an uncompressed text (or of the comp
 by one. An answer is scored by teacher forcing: `exact` when every token is the likeliest, `logprob` summed.
 
 The output is {"versions", "rows"}; a row has id, question, method, keep, exact, logprob, bytes (of keys and values after the context was
-read), peak_bytes (before it was compressed: the whole context), prefill_seconds, decode_tokens_per_second.
+read), peak_bytes (before it was compressed: the whole context), answering_bytes (with question and answer behind it), prefill_seconds,
+decode_tokens_per_second.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def answer(model: Any, method: dict[str, Any], sample: dict[str, Any], new_token
             exact = exact and int(scores.argmax()) == token
             out = model(input_ids=torch.tensor([[token]]), past_key_values=cache, position_ids=torch.tensor([[place]]))
             place += 1
+        answering = nbytes(cache)
         began = time.perf_counter()
         for _ in range(new_tokens):
             token = out.logits[0, -1].argmax().view(1, 1)
@@ -88,7 +90,8 @@ def answer(model: Any, method: dict[str, Any], sample: dict[str, Any], new_token
         speed = new_tokens / (time.perf_counter() - began) if new_tokens else None
         rows.append({
             "id": sample["id"], "question": number, "method": method["name"], "keep": method["keep"], "exact": exact, "logprob": total,
-            "bytes": held, "peak_bytes": entry * length, "prefill_seconds": read, "decode_tokens_per_second": speed,
+            "bytes": held, "peak_bytes": entry * length, "answering_bytes": answering, "prefill_seconds": read,
+            "decode_tokens_per_second": speed,
         })  # fmt: skip
     return rows
 
