@@ -23,7 +23,7 @@ from torch.nn.functional import avg_pool1d
 
 from palimpsest.context.attach import LayerInfo
 from palimpsest.context.eviction import EvictingMethod, RankedLayer, evict, protect_recent
-from palimpsest.context.layers import EMPTY, PositionedLayer
+from palimpsest.context.layers import PositionedLayer
 from palimpsest.context.scoring import attention_stats
 from palimpsest.errors import InputError
 
@@ -89,7 +89,7 @@ def smooth(votes: Tensor, kernel: int) -> Tensor:
 
 
 class QueryLayer(RankedLayer):
-    """A layer that remembers the last queries, in a ring: `rows` "queries" (batch, heads, window, head_dim) and "query_positions"."""
+    """A layer that remembers the last queries, up to `window`: `rows` "queries" (batch, heads, n, head_dim) and "query_positions"."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -99,16 +99,20 @@ class QueryLayer(RankedLayer):
 
     def remember(self, q: Tensor, position_ids: Tensor) -> None:
         """Takes the last queries of a forward pass in, (batch, heads, queries, head_dim), and their positions."""
-        batch, heads, count, dim = q.shape
+        batch, _, count, _ = q.shape
         self.came = count
-        if "queries" not in self.rows:
-            self.rows["queries"] = q.new_zeros(batch, heads, self.window, dim)
-            self.rows["query_positions"] = torch.full((batch, self.window), EMPTY, device=q.device)
-        count = min(count, self.window)
-        places = (torch.arange(count, device=q.device) + self.next) % self.window
-        self.rows["queries"][:, :, places] = q[:, :, -count:]
-        self.rows["query_positions"][:, places] = position_ids[:, -count:].expand(batch, count)
-        self.next = (self.next + count) % self.window
+        new, at = q[:, :, -self.window :], position_ids[:, -self.window :].expand(batch, -1)
+        held = self.rows.get("queries")
+        if held is not None and held.shape[2] == self.window:
+            places = (torch.arange(new.shape[2], device=q.device) + self.next) % self.window
+            held[:, :, places] = new
+            self.rows["query_positions"][:, places] = at
+            self.next = (self.next + new.shape[2]) % self.window
+        else:  # no room for queries that have not come
+            if held is not None:
+                new, at = torch.cat([held, new], 2), torch.cat([self.rows["query_positions"], at], 1)
+            self.rows["queries"] = new[:, :, -self.window :].clone()
+            self.rows["query_positions"] = at[:, -self.window :].clone()
         self.tail = 0  # queries that left the ring cannot be brought back
 
     def forget(self) -> None:
