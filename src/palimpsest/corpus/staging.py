@@ -86,10 +86,15 @@ def _lines(batch: list[Document]) -> list[bytes]:
 def _digest(batch: list[Document], lines: list[bytes]) -> str:
     digest = hashlib.sha256()
     for doc, line in zip(batch, lines, strict=True):
-        kind, size = (b"text", _size(doc)) if doc.ids is None else (b"ids of %d bytes," % _width(doc.ids), len(doc.ids))
+        if (ids := doc.ids) is None:
+            kind, size, pieces = b"text", _size(doc), _text(doc)
+        else:
+            stored = _narrowest(ids)
+            strips = (ids[start : start + _STRIP] for start in range(0, len(ids), _STRIP))
+            kind, size, pieces = b"ids of %d bytes," % stored.itemsize, len(ids), (np.ascontiguousarray(s, stored).data for s in strips)
         digest.update(b"%d %s %d\n" % (len(line), kind, size))
         digest.update(line)
-        for piece in _content(doc):
+        for piece in pieces:
             digest.update(piece)
     return digest.hexdigest()
 
@@ -98,7 +103,7 @@ def _size(doc: Document) -> int:
     """Bytes of a document's text in UTF-8."""
     size = 0
     try:
-        for piece in _content(doc):
+        for piece in _text(doc):
             size += len(piece)
     except UnicodeEncodeError as error:
         place = (doc.text or "").find(error.object[error.start])
@@ -108,21 +113,17 @@ def _size(doc: Document) -> int:
     return size
 
 
-def _content(doc: Document) -> Iterator[bytes | memoryview]:
-    """What a document holds, in strips: its text in UTF-8 or its ids in so many bytes each as `_width` says."""
-    if doc.ids is None:
-        yield from (strip.encode() for strip in doc.text_strips(_STRIP))
-        return
-    kind = {2: "<u2", 4: "<u4", 8: "<i8"}[_width(doc.ids)]
-    yield from (np.ascontiguousarray(doc.ids[start : start + _STRIP], kind).data for start in range(0, len(doc.ids), _STRIP))
+def _text(doc: Document) -> Iterator[bytes | memoryview]:
+    """A document's text in UTF-8, in strips."""
+    return (strip.encode() for strip in doc.text_strips(_STRIP))
 
 
-def _width(ids: np.ndarray) -> int:
-    """Bytes of the narrowest of u16, u32 and i64 that holds all ids, whatever type they come in: what is narrow is hashed sooner."""
+def _narrowest(ids: np.ndarray) -> np.dtype:
+    """The narrowest of u16, u32 and i64 that holds all ids, whatever type they come in: what is narrow is hashed sooner."""
     if ids.size == 0 or (ids.dtype.kind == "u" and ids.itemsize <= 2):
-        return 2
+        return np.dtype("<u2")
     top = ids.max() if ids.min() >= 0 else 1 << 32
-    return 2 if top < 1 << 16 else 4 if top < 1 << 32 else 8
+    return np.dtype("<u2" if top < 1 << 16 else "<u4" if top < 1 << 32 else "<i8")
 
 
 def stage(
