@@ -108,7 +108,7 @@ def main() -> None:
             str(row["within the bound"]) if bounded else "–",
             str(row["same files"]) if bounded else "–",
         )
-    Console().print(table)
+    Console(width=max(120, Console().width)).print(table)
     if arguments.json:
         write_json(
             arguments.json,

@@ -1,6 +1,6 @@
 """The corpus engine beside infini-gram: the same tokens, the same queries, the same run.
 
-    python benchmarks/corpus.py [--tokens 2000000] [--queries 2000] [--checks 10000] [--json corpus.json]
+    python benchmarks/corpus.py [--tokens 20000000] [--queries 2000] [--checks 10000] [--json corpus.json]
 
 The corpus is real text that every installation has: the Python sources and documents of the standard library and of the installed
 packages, cut into words, numbers, spaces and signs. infini-gram is the package of that name (`pip install palimpsest-lm[dev]`); it
@@ -228,7 +228,7 @@ def readable(name: str, value: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--tokens", type=int, default=20_000_000)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--checks", type=int, default=10_000, help="random prompts to compare the answers on, and as many adversarial")
     parser.add_argument("--json", type=Path)
@@ -275,8 +275,9 @@ def main() -> None:
             target = f"{readable(row['what'], row['target'])}{least}: {'met' if row['met'] else 'missed'}"
         what, other, quiet = row["what"], row["infini-gram"], row["its prefetching off"]
         table.add_row(what, readable(what, row["palimpsest"]), readable(what, other), ratios[0], readable(what, quiet), ratios[1], target)
-    Console().print(table)
-    Console().print(f"Answers compared before: {checked}")
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    console.print(f"Answers compared before: {checked}")
     if arguments.json:
         write_json(
             arguments.json,
