@@ -23,6 +23,7 @@ from palimpsest.experiments.short_context_lm import (
     held_out_rows,
     tokenizer,
     trained,
+    within_length,
 )
 
 
@@ -57,6 +58,33 @@ def test_training_is_a_function_of_the_configuration_and_is_kept(tmp_path: Path)
     assert trained(replace(SMOKE, seed=1), tmp_path / "a").fingerprint != model.fingerprint
     assert len(list((tmp_path / "a").glob("*.safetensors"))) == 2
     assert len(list((tmp_path / "a").glob("tokenizer-*.json"))) == 1
+
+
+def test_a_first_stage_of_short_rows_with_keys_comes_before(tmp_path: Path) -> None:
+    config = replace(SMOKE, vocab_size=1024, length=256, first_steps=2, first_lr=1e-4, passkey_share=0.5, init=0.06)
+    (short, first), (whole, second) = config.stages
+    assert (short.length, short.passkey_share, first.steps, first.lr) == (128, 1.0, 2, 1e-4)
+    assert (whole, second.steps, second.lr) == (config, 3, config.lr)
+    batch = ShortBatches(short, tokenizer(config, tmp_path))[0]
+    assert batch.input_ids.shape == (4, 128)
+    assert all("pass key" in tokenizer(config, tmp_path).decode(row.tolist()) for row in batch.input_ids)
+    steps: list[tuple[int, int]] = []
+    model = trained(config, tmp_path, progress=lambda *at: steps.append(at))
+    assert steps == [(i, 5) for i in range(1, 6)]
+    assert trained(config, tmp_path, progress=lambda *at: pytest.fail("trained again")).fingerprint == model.fingerprint
+    assert trained(replace(config, first_steps=0), tmp_path).fingerprint != model.fingerprint
+
+
+def test_weights_begin_as_wide_as_said() -> None:
+    for init in (0.02, 0.06):
+        assert abs(build(replace(ShortLMConfig(), init=init)).lm_head.weight.std().item() / init - 1) < 0.01
+
+
+def test_tokens_within_the_trained_length_are_those_of_the_row() -> None:
+    rows = np.arange(80).reshape(2, 40)
+    near = within_length(rows, 24, 8)
+    assert near.shape == (2, 8)
+    assert np.array_equal(near[:, 4:], rows[:, 24:28])
 
 
 def test_rows_hold_the_keys_that_are_asked_for_and_end_with_the_answers() -> None:
@@ -115,7 +143,7 @@ def test_the_data_folder_is_used_where_it_is_whole(tmp_path: Path) -> None:
     assert "Verse 5, 0.\nVerse 5, 1." in texts.held_out[1]
 
 
-@pytest.mark.parametrize("wrong", [{"theta": 1.0}, {"passkey_share": 1.5}, {"length": 1}, {"rows": 0}])
+@pytest.mark.parametrize("wrong", [{"theta": 1.0}, {"passkey_share": 1.5}, {"length": 1}, {"rows": 0}, {"init": 0.0}, {"first_steps": -1}])
 def test_a_configuration_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         ShortLMConfig(**wrong)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,11 +161,11 @@ def opened(name: str, seed: int) -> HFModel:
 
     if name != SHORT:
         return local_model(name)
-    from palimpsest.experiments.short_context_lm import ShortLMConfig, trained
+    from palimpsest.experiments.short_context_lm import WITH_KEYS, trained
 
     with progress_bar(Console(stderr=True)) as bar:
         job = bar.add_task("training the model of 256 tokens", total=None)
-        return trained(ShortLMConfig(seed=seed), progress=lambda done, total: bar.update(job, completed=done, total=total))
+        return trained(replace(WITH_KEYS, seed=seed), progress=lambda done, total: bar.update(job, completed=done, total=total))
 
 
 def wording(name: str) -> KeyPrompt:

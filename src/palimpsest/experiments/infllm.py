@@ -5,15 +5,17 @@ Xiao et al., NeurIPS 2024, in two parts:
 1. *SmolLM2-135M in a window of 256 tokens* (32 first tokens, blocks of 32, six looked up): pass keys in 1,500 tokens, at depths where
    they have left the window. InfLLM finds them, LM-Infinite with the same window does not; its loss on running text is within 3 %. Blocks
    that are represented by keys drawn at random, in place of those that received the most attention, give the answer less probability.
-2. *A model trained on 256 tokens* (`short_context_lm`): its loss stays what it was up to 4,096 tokens, and it finds pass keys in 8,192,
-   32 times the length that it was trained on, where the model by itself and LM-Infinite have lost them.
+2. *Models trained on 256 tokens* (`short_context_lm`): loss is at 3,072 tokens what it is for the very same tokens at 128, and the model
+   that was trained on pass keys too finds them in 8,192 tokens, 32 times its length, where LM-Infinite has lost them. A window of 192
+   tokens and blocks of 8, twelve looked up, represented by the mean of their keys, were chosen on seed 100 in 2,048 tokens (92 % found;
+   windows of 128 and 224: 58 % and 42 %; blocks of 16: 58 %).
 
 Pass keys are read before the question is known: context first, question behind it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +29,15 @@ from palimpsest.context.lm_infinite import LMInfinite
 from palimpsest.evaluation.context_bench import passkey, stream_nll
 from palimpsest.evaluation.context_prompts import KeyPrompt
 from palimpsest.experiments.claim import Check, Claim, decides
-from palimpsest.experiments.short_context_lm import SMOKE, ShortLMConfig, held_out_haystack, held_out_rows, trained
+from palimpsest.experiments.short_context_lm import (
+    SMOKE,
+    WITH_KEYS,
+    ShortLMConfig,
+    held_out_haystack,
+    held_out_rows,
+    trained,
+    within_length,
+)
 from palimpsest.measurement import Curve, Series
 from palimpsest.models.hf import HFModel
 from palimpsest.models.load import load_model
@@ -66,7 +76,7 @@ def run(scale: str, seed: int) -> Claim:
 
     Args:
         scale: "smoke": the second part on a model that knows nothing; only its loss being finite is held against anything; "cpu".
-        seed: of keys and filler, and of the second part's model.
+        seed: of keys and filler, and of the second part's models.
 
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
@@ -116,36 +126,41 @@ def _smol(rows: list[dict[str, Any]], seed: int) -> list[Check]:
 def _short(rows: list[dict[str, Any]], seed: int, full: bool) -> tuple[list[Check], Curve]:
     model = trained(ShortLMConfig(seed=seed) if full else SMOKE)
     length = model.context_length
-    window, block = length // 2, length // 16
-    settings: dict[str, Any] = {"n_init": 10, "n_local": window, "block": block, "repr_topk": 4, "exec_block": length // 8}
+    finds = trained(replace(WITH_KEYS, seed=seed)) if full else model
+    half, window, block = length // 2, 3 * length // 4, length // 32
+    settings: dict[str, Any] = {"n_init": 10, "n_local": window, "block": block, "repr_topk": block, "exec_block": 2 * block}
     arms: dict[str, ContextMethod | None] = {
-        "InfLLM": InfLLM(**settings, topk=4, cached_blocks=16),
+        "InfLLM": InfLLM(**settings, topk=12, cached_blocks=16),
         "LM-Infinite": LMInfinite(10, window),
         "the model itself": None,
     }
     texts = held_out_rows(model.tokenizer, 4 if full else 1, 16 * length)
-    edges = [0, window, *(length * times for times in (1, 2, 4, 8, 12))]
+    edges = [0, half, *(length * times for times in (1, 2, 4, 8, 12)), 12 * length + half]
     haystack = held_out_haystack(model.tokenizer)
     losses: dict[str, dict[int, float]] = {}
+    grown = {}
     exact, series = {}, []
     for name, arm in arms.items():
         found = stream_nll(model, model.tokenizer, arm, texts, chunk=length, edges=edges, batch=4, seed=seed)
         losses[name] = {one["start"]: one["nll"]["estimate"] for one in found.summary["buckets"]}
         rows += [{"model": "short", "arm": name, "tokens": start, "nll": nll} for start, nll in losses[name].items()]
+        same = stream_nll(model, model.tokenizer, arm, within_length(texts, 12 * length, length), chunk=length, edges=[0, half], batch=4)
+        near = same.summary["buckets"][-1]["nll"]["estimate"]
+        grown[name] = losses[name][12 * length] / near
+        rows.append({"model": "short", "arm": f"{name}, within L0", "tokens": 12 * length, "nll": near})
         points = [{"x": (one["start"] + one["end"]) / 2, "y": one["nll"]["estimate"]} for one in found.summary["buckets"]]
         series.append(Series(name, points))
         if arm is not None:
             tokens = TIMES * length if full else 4 * length
-            found = passkey(model, model.tokenizer, arm, haystack, tokens, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
+            found = passkey(finds, finds.tokenizer, arm, haystack, tokens, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
             exact[name] = found.summary["exact"]["estimate"]
             rows.append({"model": "short", "arm": name, "tokens": tokens, "exact": exact[name]})
     own = length if full else 4 * length  # bytes as tokens take more room
-    inside = passkey(model, model.tokenizer, None, haystack, own, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
+    inside = passkey(finds, finds.tokenizer, None, haystack, own, DEPTHS, 2 if full else 1, chunk=length, seed=seed)
     rows.append({"model": "short", "arm": "the model itself", "tokens": own, "exact": inside.summary["exact"]["estimate"]})
-    grown = {name: nll[12 * length] / nll[window] for name, nll in losses.items()}
     checks = [
-        Check("short model: loss at 3,072-4,096 over loss at 128-256, InfLLM", grown["InfLLM"], "<=", 1.05, unit="ratio"),
-        Check("short model: loss at 3,072-4,096 over loss at 128-256, the model itself", grown["the model itself"], unit="ratio"),
+        Check("short model: loss at 3,072 over that of the same tokens at 128, InfLLM", grown["InfLLM"], "<=", 1.05, unit="ratio"),
+        Check("short model: loss at 3,072 over that of the same tokens at 128, the model itself", grown["the model itself"], unit="ratio"),
         Check("short model: pass keys found at 32 times its length", exact["InfLLM"], ">=", 0.8, exact["LM-Infinite"], "share"),
         Check("short model: pass keys found there by LM-Infinite", exact["LM-Infinite"], "<=", 0.3, unit="share"),
         Check("short model: pass keys that it finds by itself in 256 tokens", inside.summary["exact"]["estimate"], unit="share"),

