@@ -68,6 +68,10 @@ def test_a_first_stage_of_short_rows_with_keys_comes_before(tmp_path: Path) -> N
     batch = ShortBatches(short, tokenizer(config, tmp_path))[0]
     assert batch.input_ids.shape == (4, 128)
     assert all("pass key" in tokenizer(config, tmp_path).decode(row.tolist()) for row in batch.input_ids)
+    for row, labels in zip(batch.input_ids, batch.labels, strict=True):
+        assert short.answers_only
+        text, asked = (tokenizer(config, tmp_path).decode([i for i in ids if i != -100]) for ids in (row.tolist(), labels.tolist()))
+        assert asked == "".join(part.removesuffix(".")[-5:] for part in text[text.index("\nWhat is the pass") :].strip().split("\n"))
     steps: list[tuple[int, int]] = []
     model = trained(config, tmp_path, progress=lambda *at: steps.append(at))
     assert steps == [(i, 5) for i in range(1, 6)]
