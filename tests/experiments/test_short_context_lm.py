@@ -89,6 +89,9 @@ def test_tokens_within_the_trained_length_are_those_of_the_row() -> None:
     near = within_length(rows, 24, 8)
     assert near.shape == (2, 8)
     assert np.array_equal(near[:, 4:], rows[:, 24:28])
+    for start in (3, 37):
+        with pytest.raises(InputError, match=f"start is {start}"):
+            within_length(rows, start, 8)
 
 
 def test_rows_hold_the_keys_that_are_asked_for_and_end_with_the_answers() -> None:

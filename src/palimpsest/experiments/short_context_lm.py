@@ -233,11 +233,17 @@ def within_length(rows: np.ndarray, start: int, length: int) -> np.ndarray:
     Returns:
         (n, length), a view.
 
+    Raises:
+        InputError: a position with less than length/2 tokens on a side.
+
     Example:
         >>> within_length(np.arange(40)[None], 24, 8).tolist()
         [[20, 21, 22, 23, 24, 25, 26, 27]]
     """
-    return rows[:, start - length // 2 : start + length // 2]
+    half = length // 2
+    if not half <= start <= rows.shape[1] - half:
+        raise InputError(f"start is {start}, in rows of {rows.shape[1]} tokens.", f"Give a position with {half} tokens on each side.")
+    return rows[:, start - half : start + half]
 
 
 def held_out_haystack(tokenizer: Tokenizer) -> Haystack:
