@@ -294,6 +294,10 @@ def main() -> None:
             },
         )
 
+    missed = [row["what"] for row in rows if row.get("met") is False]
+    if missed:
+        parser.exit(1, f"Targets missed: {'; '.join(missed)}.\n")
+
 
 if __name__ == "__main__":
     main()
