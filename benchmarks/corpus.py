@@ -1,11 +1,12 @@
 """The corpus engine beside infini-gram: the same tokens, the same queries, the same run.
 
-    python benchmarks/corpus.py [--tokens 20000000] [--queries 2000] [--checks 10000] [--json corpus.json]
+    python benchmarks/corpus.py [--tokens 20000000] [--folders DIR …] [--queries 2000] [--checks 10000] [--json corpus.json]
 
 The corpus is real text that every installation has: the Python sources and documents of the standard library and of the installed
-packages, cut into words, numbers, spaces and signs. infini-gram is the package of that name (`pip install palimpsest-lm[dev]`); it
-gets the tokens in its own layout, so that both sides start from token ids. Answers are compared before they are timed, on this corpus
-and on a small adversarial one (`corpus_peer.py`).
+packages, cut into words, numbers, spaces and signs; or all UTF-8 files below `--folders`, such as `/usr/share/doc /usr/lib/python3
+/usr/lib/python3.11 /usr/share/perl` on a Debian machine, which repeats its licences and changelogs. infini-gram is the package of that
+name (`pip install palimpsest-lm[dev]`); it gets the tokens in its own layout, so that both sides start from token ids. Answers are
+compared before they are timed, on this corpus and on a small adversarial one (`corpus_peer.py`).
 
 What crawls are made of repeats itself: in C4 and RealNews 7 and 19 % of the tokens stand in passages that occur before (Lee et al.,
 *Deduplicating Training Data Makes Language Models Better*, ACL 2022, arXiv 2107.06499). infini-gram compares such suffixes to their ends
@@ -76,12 +77,23 @@ def installed_texts() -> Iterator[str]:
                     continue
 
 
-def corpus(tokens: int) -> list[np.ndarray]:
-    """Documents of word ids u16, `tokens` in all (or as many as there are)."""
+def texts_below(folders: Sequence[Path]) -> Iterator[str]:
+    """All files of the folders that are UTF-8, in a fixed order."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                try:
+                    yield path.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    continue
+
+
+def corpus(tokens: int, folders: Sequence[Path] = ()) -> list[np.ndarray]:
+    """Documents of word ids u16, `tokens` in all (or as many as there are), of the folders or of what is installed."""
     words: dict[str, int] = {}
     docs: list[np.ndarray] = []
     left = tokens
-    for text in installed_texts():
+    for text in texts_below(folders) if folders else installed_texts():
         ids = np.fromiter((words.setdefault(w, min(len(words), _KINDS)) for w in _TOKEN.findall(text)), np.uint16)[:left]
         if ids.size:
             docs.append(ids)
@@ -229,6 +241,7 @@ def readable(name: str, value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20_000_000)
+    parser.add_argument("--folders", type=Path, nargs="+", default=(), help="files to read instead of the installed sources")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--checks", type=int, default=10_000, help="random prompts to compare the answers on, and as many adversarial")
     parser.add_argument("--json", type=Path)
@@ -237,7 +250,7 @@ def main() -> None:
         version = metadata.version("infini-gram")
     except metadata.PackageNotFoundError:
         parser.exit(2, "infini-gram, the peer of this comparison, is not installed: pip install 'palimpsest-lm[dev]'\n")
-    docs = corpus(arguments.tokens)
+    docs = corpus(arguments.tokens, arguments.folders)
     text = np.concatenate(docs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
