@@ -71,10 +71,7 @@ def installed_texts() -> Iterator[str]:
                 and path.is_file()
                 and (root != paths["stdlib"] or "site-packages" not in path.parts)
             ):
-                try:
-                    yield path.read_text(encoding="utf-8")
-                except UnicodeDecodeError:
-                    continue
+                yield from text_of(path)
 
 
 def texts_below(folders: Sequence[Path]) -> Iterator[str]:
@@ -82,10 +79,15 @@ def texts_below(folders: Sequence[Path]) -> Iterator[str]:
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
-                try:
-                    yield path.read_text(encoding="utf-8")
-                except UnicodeDecodeError:
-                    continue
+                yield from text_of(path)
+
+
+def text_of(path: Path) -> Iterator[str]:
+    """The text of a file, or nothing where it is no UTF-8."""
+    try:
+        yield path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
 
 
 def corpus(tokens: int, folders: Sequence[Path] = ()) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ Han et al., NAACL 2024, in two parts, on the model of `short_context_lm` (L0 = 2
    distances, it is worse; the cache has the same size after 138 tokens and after 2,048.
 2. *Pass key* at 4 L0, where the key has left the window: found with five middle keys for each query, never without them. This part has
    the model that was trained on pass keys too; how often it finds one within 256 tokens by itself is reported. Middle keys from layer 1
-   and at half the window's distance were chosen on seed 100 (layer 0: as good; layers 2, 3: nothing found).
+   and at half the window's distance were chosen on a model of seed 100 (layer 0: as good; layers 2, 3: nothing found).
 
 The specification compares the loss at 768-1,024 with that at 128-256, which are different tokens: on seed 100 StreamingLLM's perplexity
 seemed to grow by 15 % that way, and for the same tokens does not grow at all.
