@@ -61,6 +61,14 @@ def test_build_says_what_memory_it_was_given_and_took(corpus: Path, tmp_path: Pa
     assert "at least 268 MB" in run(*command[:-1], "9MB", code=2).output
 
 
+def test_build_takes_no_memory_where_the_kernel_counts_its_peak_short(corpus: Path, tmp_path: Path, monkeypatch):
+    readings = iter([(8192, 8192), (4096, 4096)])  # before and after: a peak below what there was
+    monkeypatch.setattr("palimpsest.corpus.memory.resident_memory", lambda: next(readings))
+    command = ["build", corpus / "texts", "--tokenizer", corpus / "tokenizer.json", "--out", tmp_path / "index", "--json"]
+    answer = json.loads(run(*command).stdout)
+    assert (answer["build_memory"], answer["peak_memory"]) == (0, 8192)
+
+
 @pytest.mark.parametrize("text", ["fox", "and the fox", "the", "hound", "cat", "tales: and"])
 def test_count_is_what_one_counts_by_hand_at_the_beginning_and_after_a_space(index: Path, tiny_tokenizer, text):
     def occurrences(needle: list[int]) -> int:

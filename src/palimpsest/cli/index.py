@@ -63,7 +63,8 @@ def build(
     if found is not None and folder_state(out) == found:  # it is the index of this corpus already: what it was given then is not news
         show_info(index, as_json=as_json, more={"built": "earlier", "memory_bound_then": index.manifest.get("memory")})
         return
-    used = {"peak_memory": after[1], "build_memory": after[1] - before[0]} if before and after else {}
+    peak = max(after[1], before[0]) if before and after else 0  # the kernel's own may be some pages short, see `resident_memory`
+    used = {"peak_memory": peak, "build_memory": peak - before[0]} if before and after else {}
     show_info(index, as_json=as_json, more={"built": "now"} | used | {"memory_bound": index.manifest.get("memory")})
 
 

@@ -106,7 +106,11 @@ def free_memory() -> int:
 
 
 def resident_memory() -> tuple[int, int] | None:
-    """Bytes that this process has in memory, and the most that it ever had; None where the system does not say."""
+    """Bytes that this process has in memory, and the most that it ever had; None where the system does not say.
+
+    Linux counts pages for each processor and adds these counts up now and then, so that the two are off by some pages each: the most may
+    be less than what an earlier call said that the process had.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
