@@ -8,7 +8,7 @@ from palimpsest.errors import InputError
 from palimpsest.experiments import extended_mind, infllm, lm_infinite
 
 
-@pytest.mark.parametrize(("module", "arms"), [(lm_infinite, 11), (infllm, 6), (extended_mind, 4)])
+@pytest.mark.parametrize(("module", "arms"), [(lm_infinite, 11), (infllm, 7), (extended_mind, 4)])
 def test_smoke(module, arms):
     claim = module.run("smoke", 0)
     assert claim.passed

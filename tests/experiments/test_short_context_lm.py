@@ -61,15 +61,14 @@ def test_training_is_a_function_of_the_configuration_and_is_kept(tmp_path: Path)
 
 
 def test_a_first_stage_of_short_rows_with_keys_comes_before(tmp_path: Path) -> None:
-    config = replace(SMOKE, vocab_size=1024, length=256, first_steps=2, first_lr=1e-4, passkey_share=0.5, init=0.06)
+    config = replace(SMOKE, vocab_size=1024, length=256, rows=8, first_steps=2, passkey_share=0.5, answers_only=True, init=0.06)
     (short, first), (whole, second) = config.stages
-    assert (short.length, short.passkey_share, first.steps, first.lr) == (128, 1.0, 2, 1e-4)
-    assert (whole, second.steps, second.lr) == (config, 3, config.lr)
+    assert (short.length, short.passkey_share, first.steps) == (128, 0.875, 2)
+    assert (whole, second.steps) == (config, 3)
     batch = ShortBatches(short, tokenizer(config, tmp_path))[0]
-    assert batch.input_ids.shape == (4, 128)
-    assert all("pass key" in tokenizer(config, tmp_path).decode(row.tolist()) for row in batch.input_ids)
-    for row, labels in zip(batch.input_ids, batch.labels, strict=True):
-        assert short.answers_only
+    assert batch.input_ids.shape == (8, 128)
+    assert torch.equal(batch.labels[0, :-1], batch.input_ids[0, 1:])  # a row of text
+    for row, labels in zip(batch.input_ids[1:], batch.labels[1:], strict=True):
         text, asked = (tokenizer(config, tmp_path).decode([i for i in ids if i != -100]) for ids in (row.tolist(), labels.tolist()))
         assert asked == "".join(part.removesuffix(".")[-5:] for part in text[text.index("\nWhat is the pass") :].strip().split("\n"))
     steps: list[tuple[int, int]] = []
