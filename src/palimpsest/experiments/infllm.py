@@ -53,7 +53,8 @@ CHAT = ChatTemplate(
     "<|im_end|>",
 )
 SMOL: dict[str, Any] = {"n_init": 32, "n_local": 256, "block": 32, "repr_topk": 4, "exec_block": 64, "cached_blocks": 16}
-TOPK = 6
+TOPK, OTHER_TOPK = 6, (2, 12)
+LEAST_FOUND = 0.8  # of pass keys
 DEPTHS = (0.1, 0.25, 0.4, 0.55, 0.7)
 TIMES = 32  # the trained length, for pass keys of the short model
 
@@ -85,8 +86,10 @@ def run(scale: str, seed: int) -> Claim:
     full = decides(scale)
     rows: list[dict[str, Any]] = []
     checks = _smol(rows, seed) if full else []
+    others = [row for row in rows if row["arm"].endswith("blocks")]
+    notes = [f"SmolLM2 finds {row['exact']:.0%} of pass keys with {row['arm']}." for row in others]
     short, curve = _short(rows, seed, full)
-    return Claim("infllm", STATEMENT, checks + short, rows, seed, scale, [], [curve])
+    return Claim("infllm", STATEMENT, checks + short, rows, seed, scale, notes, [curve])
 
 
 def _smol(rows: list[dict[str, Any]], seed: int) -> list[Check]:
@@ -100,10 +103,17 @@ def _smol(rows: list[dict[str, Any]], seed: int) -> list[Check]:
         "random representatives": RandomRepresentatives(**SMOL, topk=TOPK),
     }
     exact, logprob = {}, {}
-    for name, arm in arms.items():
+
+    def find(name: str, arm: ContextMethod) -> None:
         found = passkey(model, model.tokenizer, arm, haystack, 1500, DEPTHS, 3, chunk=SMOL["n_local"], prompt=prompt, seed=seed)
         exact[name], logprob[name] = (found.summary[figure]["estimate"] for figure in ("exact", "logprob"))
         rows.append({"model": "SmolLM2-135M", "arm": name, "tokens": 1500, "exact": exact[name], "logprob": logprob[name]})
+
+    for name, arm in arms.items():
+        find(name, arm)
+    if exact["InfLLM"] < LEAST_FOUND:
+        for topk in OTHER_TOPK:
+            find(f"InfLLM, {topk} blocks", InfLLM(**SMOL, topk=topk))
     texts = held_out_rows(model.tokenizer, 2, 1500)
     loss = {}
     for name in ("InfLLM", "LM-Infinite"):
@@ -111,7 +121,7 @@ def _smol(rows: list[dict[str, Any]], seed: int) -> list[Check]:
         loss[name] = found.summary["buckets"][-1]["nll"]["estimate"]
         rows.append({"model": "SmolLM2-135M", "arm": name, "tokens": 1500, "nll": loss[name]})
     return [
-        Check("SmolLM2: pass keys found in 1,500 tokens, window 256", exact["InfLLM"], ">=", 0.8, exact["LM-Infinite"], "share"),
+        Check("SmolLM2: pass keys found in 1,500 tokens, window 256", exact["InfLLM"], ">=", LEAST_FOUND, exact["LM-Infinite"], "share"),
         Check("SmolLM2: pass keys found by LM-Infinite", exact["LM-Infinite"], "<=", 0.3, unit="share"),
         Check("SmolLM2: loss of InfLLM over loss of LM-Infinite", loss["InfLLM"] / loss["LM-Infinite"], "<=", 1.03, unit="ratio"),
         Check(
@@ -163,7 +173,7 @@ def _short(rows: list[dict[str, Any]], seed: int, full: bool) -> tuple[list[Chec
     checks = [
         Check("short model: loss at 3,072 over that of the same tokens at 128, InfLLM", grown["InfLLM"], "<=", 1.05, unit="ratio"),
         Check("short model: loss at 3,072 over that of the same tokens at 128, the model itself", grown["the model itself"], unit="ratio"),
-        Check("short model: pass keys found at 32 times its length", exact["InfLLM"], ">=", 0.8, exact["LM-Infinite"], "share"),
+        Check("short model: pass keys found at 32 times its length", exact["InfLLM"], ">=", LEAST_FOUND, exact["LM-Infinite"], "share"),
         Check("short model: pass keys found there with blocks of eight tokens", exact["blocks of eight"], unit="share"),
         Check("short model: pass keys found there by LM-Infinite", exact["LM-Infinite"], "<=", 0.3, unit="share"),
         Check("short model: pass keys that it finds by itself in 256 tokens", inside.summary["exact"]["estimate"], unit="share"),
