@@ -55,6 +55,8 @@ def test_methods_are_compared_in_a_table_and_on_a_page(place):
     assert "multi-needle" not in rows[0]
     html = (place / "out" / "index.html").read_text()
     assert "snapkv:window=8" in html
+    assert "5 questions about one key, intervals of 95 %. Questions were not seen" in " ".join(html.split())
+    assert "readings" not in html
     assert json.loads((place / "out" / "bench.json").read_text()) == value
     assert len(list((place / "out" / "cells").iterdir())) == 8
     shown = run(*small, *chosen).stdout
@@ -79,8 +81,9 @@ def test_what_is_refused_says_what_to_do(place, options, said):
 
 def test_lengths_and_methods_follow_the_model():
     assert bench.suite_config("smollm2-135m", None, True, 20, False, None, 256, 2, 0).lengths == (512, 1024, 4096, 8192)
-    assert bench.suite_config(bench.SHORT, None, False, 20, False, None, 256, 2, 0).lengths == (256, 1024)
+    assert bench.suite_config(bench.SHORT, None, True, 20, False, None, 256, 2, 0).lengths == (256, 1024, 4096, 8192)
     made = bench.factories(bench.SHORT, None, 0.5)
+    assert (made["infllm"](8192).n_local, made["lm-infinite"](8192).n_local) == (128, 128)
     assert made["full"](1024) is None
     assert repr(made["pi"](1024)) == "PI(factor=4.0)"
     assert made["streaming-llm"](1024).budget == 512

@@ -26,9 +26,9 @@ app = typer.Typer(no_args_is_help=True, help="Compare methods on one model under
 
 SHORT = "short-context"  # the language model of 256 tokens, trained at first use
 METHODS = ("full", "streaming-llm", "h2o", "tova", "snapkv")
-SHORT_METHODS = ("full", "pi", "ntk", "dynamic-ntk", "yarn", "self-extend", "streaming-llm")
+SHORT_METHODS = ("full", "pi", "ntk", "yarn", "self-extend", "streaming-llm", "lm-infinite", "infllm")
 LENGTHS, SHORT_LENGTHS = (512, 1024), (256, 1024)
-LONG, SHORT_LONG = (4096, 8192), (4096,)
+LONG = (4096, 8192)
 
 
 @app.callback()
@@ -109,7 +109,7 @@ def suite_config(
         except ValueError as error:
             raise InputError(f"--lengths is {lengths!r}.", "Give numbers of tokens, such as 512,1024.") from error
     if long:
-        found = tuple(sorted({*found, *(SHORT_LONG if short else LONG)}))
+        found = tuple(sorted({*found, *LONG}))
     chosen = tuple(measures.replace(",", " ").split()) if measures else MEASURES
     return SuiteConfig(
         lengths=found,
@@ -283,11 +283,13 @@ def page(value: dict[str, Any], reports: list[Any], compared: list[dict[str, Any
     sections = []
     for number, (report, config) in enumerate(reports):
         listed = [{"key": key, "label": label, "format": kind} for key, label, kind in COLUMNS]
-        caption = (
-            f"{config.per_depth * len(config.depths)} questions about one key, {config.needles} about one of {config.keys}, "
-            f"{config.contexts} reading{'s' * (config.contexts != 1)} for {config.keys} questions each; intervals are 95 %. "
-            + ("Questions were seen while the context was read." if config.query_aware else "Questions were not seen while it was read.")
-        )
+        kinds = {
+            "passkey": f"{config.per_depth * len(config.depths)} questions about one key",
+            "multi-needle": f"{config.needles} questions about one of {config.keys} keys",
+            "multi-question": f"{config.contexts} reading{'s' * (config.contexts != 1)} for {config.keys} questions each",
+        }
+        seen = "Questions were seen while the context was read." if config.query_aware else "Questions were not seen while it was read."
+        caption = ", ".join([*(kinds[one] for one in kinds if one in config.measures), "intervals of 95 %"]) + f". {seen}"
         rows = [shown_row(row) for row in value["models"][number]["rows"]]
         table = {"type": "table", "id": f"t-{number}", "title": "All methods", "caption": caption, "columns": listed, "rows": rows}
         curves = [{"type": "curve", **curve.to_dict()} for curve in report.curves]
